@@ -1,0 +1,87 @@
+"""The closed set of effects.  A plan holds at most one per VM; each is idempotent and keyed by its VM.
+
+Which port performs it stands in `port`; `deadline_s` is owned by the lane that runs it and means "outcome unknown".
+`safe` actions (DESIGN 1.9) are performed even when the commit before them failed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Optional
+
+from vmagent.core.model import CpuLimit, Tag, VmSpec
+
+
+class Do(str, Enum):
+    """Every kind of effect there is."""
+
+    MAKE_OVERLAY = "make-overlay"  # verify the golden image, then create the overlay on it
+    MAKE_SEED = "make-seed"
+    WATCH_NETWORK = "watch-network"  # count frames from assigned addresses, before the device exists
+    DEFINE = "define"
+    START_PAUSED = "start-paused"
+    APPLY_CPU = "apply-cpu"
+    RESUME = "resume"  # writes the tag (may_have_run), then resumes
+    PAUSE = "pause"
+    SHUTDOWN = "shutdown"  # ACPI
+    REBOOT = "reboot"
+    DESTROY = "destroy"
+    DISCARD_SAVED = "discard-saved"
+    UNDEFINE = "undefine"
+    WRITE_TAG = "write-tag"
+    CLEAN_UP = "clean-up"  # overlay and seed
+    UNWATCH_NETWORK = "unwatch-network"
+
+
+@dataclass(frozen=True)
+class _Row:
+    port: str  # "hypervisor" | "images" | "witness"
+    deadline_s: float
+    safe: bool = False
+
+
+TABLE = {
+    Do.MAKE_OVERLAY: _Row("images", 600),
+    Do.MAKE_SEED: _Row("images", 60),
+    Do.WATCH_NETWORK: _Row("witness", 20),
+    Do.DEFINE: _Row("hypervisor", 30),
+    Do.START_PAUSED: _Row("hypervisor", 120),
+    Do.APPLY_CPU: _Row("hypervisor", 30, safe=True),
+    Do.RESUME: _Row("hypervisor", 30),
+    Do.PAUSE: _Row("hypervisor", 30, safe=True),
+    Do.SHUTDOWN: _Row("hypervisor", 30, safe=True),
+    Do.REBOOT: _Row("hypervisor", 30),
+    Do.DESTROY: _Row("hypervisor", 60, safe=True),
+    Do.DISCARD_SAVED: _Row("hypervisor", 30),
+    Do.UNDEFINE: _Row("hypervisor", 30),
+    Do.WRITE_TAG: _Row("hypervisor", 30),
+    Do.CLEAN_UP: _Row("images", 60),
+    Do.UNWATCH_NETWORK: _Row("witness", 20),
+}
+
+
+@dataclass(frozen=True)
+class Action:
+    """One effect on one VM."""
+
+    do: Do
+    spec: VmSpec
+    tag: Optional[Tag] = None  # DEFINE, RESUME, WRITE_TAG: what to write
+    cpu: Optional[CpuLimit] = None  # DEFINE, APPLY_CPU: the effective cap
+
+    @property
+    def vm(self) -> str:
+        return self.spec.vm
+
+    @property
+    def port(self) -> str:
+        return TABLE[self.do].port
+
+    @property
+    def deadline_s(self) -> float:
+        return TABLE[self.do].deadline_s
+
+    @property
+    def safe(self) -> bool:
+        return TABLE[self.do].safe

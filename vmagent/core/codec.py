@@ -1,0 +1,89 @@
+"""Canonical JSON of the stored values: the store's columns, the domain's tag and digests use this one form.
+
+Reading is explicit, member by member; a member that is missing takes the default of the value's class, so an older
+text can always be read (new members get defaults, never a new meaning).  Errors: ValueError, KeyError, TypeError.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from enum import Enum
+from typing import Any, Dict, Mapping, Optional
+
+from vmagent.core.model import (
+    Desired,
+    ImageRef,
+    Interface,
+    Journal,
+    Outcome,
+    Owner,
+    Reason,
+    Tag,
+    VmRecord,
+    VmSpec,
+)
+
+
+def plain(value: Any) -> Any:
+    """A frozen value as JSON-able builtins."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(plain(v) for v in value)
+    return value
+
+
+def canonical(value: Any) -> str:
+    """One text per value: sorted members, no white space, ASCII."""
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of the canonical form."""
+    return hashlib.sha256(canonical(value).encode("ascii")).hexdigest()
+
+
+def _tuples(raw: Mapping[str, Any], *names: str) -> Dict[str, Any]:
+    """The members of `raw`, with these lists as tuples."""
+    out = dict(raw)
+    for name in names:
+        if name in out:
+            out[name] = tuple(out[name])
+    return out
+
+
+def spec_from_json(raw: Mapping[str, Any]) -> VmSpec:
+    members = _tuples(raw, "tags")
+    members["image"] = ImageRef(**raw["image"])
+    members["owner"] = Owner(**raw["owner"])
+    members["interfaces"] = tuple(Interface(**_tuples(i, "addresses", "gateways", "dns")) for i in raw["interfaces"])
+    return VmSpec(**members)
+
+
+def tag_from_json(raw: Mapping[str, Any]) -> Tag:
+    members = dict(raw)
+    members["spec"] = spec_from_json(raw["spec"])
+    return Tag(**members)
+
+
+def _outcome(raw: Optional[str]) -> Optional[Outcome]:
+    return None if raw is None else Outcome(raw)
+
+
+def record_from_json(raw: Mapping[str, Any]) -> VmRecord:
+    members = dict(raw)
+    members["spec"] = spec_from_json(raw["spec"])
+    members["desired"] = Desired(raw["desired"])
+    members["journal"] = Journal(**_tuples(raw.get("journal", {}), "warned_s"))
+    members["outcome"] = _outcome(raw.get("outcome"))
+    members["reasons"] = tuple(Reason(**r) for r in raw.get("reasons", ()))
+    members["timings_ms"] = tuple((str(name), int(ms)) for name, ms in raw.get("timings_ms", ()))
+    return VmRecord(**members)

@@ -1,0 +1,75 @@
+"""A command as a value, and the table of verbs that feeds parser, authority, docs and command-line help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Mapping, Optional, Tuple
+
+from vmagent.core.model import Owner
+
+Rdns = Tuple[Tuple[Tuple[str, str], ...], ...]  # ((("DC","org"),), (("CN","a"),)), most significant (DC/C) first
+
+
+@dataclass(frozen=True)
+class Signer:
+    """Who asks.  `subject` in RFC 4514; `rdns` for comparison; `thumbprint` = SHA-256 (hex) of the certificate's DER.
+
+    On the local socket: subject "local:<user>", no rdns, thumbprint "".
+    """
+
+    subject: str
+    rdns: Rdns = ()
+    thumbprint: str = ""
+
+    @property
+    def local(self) -> bool:
+        return self.subject.startswith("local:")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One parsed, schema-valid command (PROTOCOL 3)."""
+
+    id: str
+    verb: str  # "vm.start"
+    schema: str  # "vm.start/1"
+    issued_wall: str
+    valid_until_wall: str
+    target: str
+    reply_to: str  # "" = the default
+    owner: Optional[Owner]
+    if_generation: Optional[int]
+    reason: str
+    args: Mapping[str, Any]
+    digest: str
+    signer: Signer
+    route: str  # "broker" | "local"
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One row of the table of verbs."""
+
+    name: str
+    title: str
+    selects: bool = False  # takes a selector of VMs
+    changes: bool = True  # False: only looks
+    topic: bool = False  # also accepted from the topic to every host
+
+
+VERBS: Mapping[str, Verb] = {
+    verb.name: verb
+    for verb in (
+        Verb("vm.start", "start one VM, or `count` of them"),
+        Verb("vm.stop", "end VMs: ACPI, repeated, then destroy after the grace time", selects=True),
+        Verb("vm.kill", "end VMs at once", selects=True),
+        Verb("vm.reboot", "ask VMs to reboot", selects=True),
+        Verb("vm.pause", "stop the vCPUs of VMs; the lease goes on", selects=True),
+        Verb("vm.resume", "let paused VMs run again", selects=True),
+        Verb("vm.extend", "change the agreed run time of VMs", selects=True),
+        Verb("vm.query", "who runs what", selects=True, changes=False),
+        Verb("host.report", "publish the whole truth again", changes=False, topic=True),
+        Verb("host.drain", "refuse new VMs"),
+        Verb("host.undrain", "accept new VMs again"),
+    )
+}

@@ -1,0 +1,36 @@
+"""Names derived from ids, so that a replay finds what the first run made (DESIGN 6, Identity)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import uuid
+
+DEVICE_CHARACTERS = 11
+
+
+def vm_id(command: str, member: int) -> str:
+    """UUIDv5 with the command's id as the name space: known to the controller beforehand."""
+    return str(uuid.uuid5(uuid.UUID(command), str(member)))
+
+
+def domain_name(vm: str) -> str:
+    """libvirt's name of the domain."""
+    return f"vma-{vm}"
+
+
+def _digest(vm: str, index: int) -> bytes:
+    return hashlib.sha256(f"{vm}/{index}".encode("ascii")).digest()
+
+
+def device_name(instance: str, vm: str, index: int) -> str:
+    """Host-side interface name, at most 15 characters (IFNAMSIZ - 1): `instance` has 2 to 4."""
+    text = base64.b32encode(_digest(vm, index)).decode("ascii").lower()
+    return instance + text[:DEVICE_CHARACTERS]
+
+
+def mac_address(vm: str, index: int) -> str:
+    """Locally administered, unicast, starting 52:54:00 is avoided so that ours are told apart from libvirt's."""
+    octets = bytearray(_digest(vm, index)[-6:])
+    octets[0] = (octets[0] & 0xFC) | 0x02
+    return ":".join(f"{octet:02x}" for octet in octets)

@@ -1,0 +1,273 @@
+"""The values of the whole system: frozen, hashable, JSON-able.
+
+Wishes (VmSpec, VmRecord with its Journal) are stored; observations (DomainSeen, HostSeen, Observed) never are.
+Times: `*_at` are boot-clock seconds (CLOCK_BOOTTIME) unless the name ends in `_wall` (RFC 3339, UTC, milliseconds, `Z`).
+Units are in the names: mib = 2^20 bytes, gib = 2^30 bytes, kbit = 1000 bit, s = seconds, core_percent: 100 = one core.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import FrozenSet, Mapping, Optional, Tuple
+
+
+class Desired(str, Enum):
+    """What the controller wants (DESIGN 6, rows)."""
+
+    RUN = "run"
+    PAUSED = "paused"
+    STOP = "stop"
+    ABSENT = "absent"
+
+
+class Seen(str, Enum):
+    """What was last observed (DESIGN 6, columns)."""
+
+    MISSING = "missing"
+    OFF = "off"
+    SAVED = "saved"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    CRASHED = "crashed"
+    STUCK = "stuck"
+    FOREIGN = "foreign"
+    UNKNOWN = "unknown"
+
+
+class Phase(str, Enum):
+    """The word people see; always derived, never stored as truth."""
+
+    PENDING = "pending"
+    FETCHING = "fetching"
+    STARTING = "starting"
+    RUNNING = "running"
+    READY = "ready"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    STUCK = "stuck"
+    UNKNOWN = "unknown"
+    FOREIGN = "foreign"
+
+
+class Outcome(str, Enum):
+    """How a VM ended."""
+
+    FINISHED = "finished"  # it powered itself off
+    EXPIRED = "expired"  # its lease ended
+    KILLED = "killed"  # a command ended it
+    CRASHED = "crashed"  # the guest or its QEMU died
+    FAILED = "failed"  # it never ran
+    LOST = "lost"  # it ran and is gone, and nobody saw how (host reboot included)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """On whose behalf: certificate subject (slash form) and VOMS FQAN, as the signer asserted them."""
+
+    subject: str
+    fqan: str = ""
+
+    @property
+    def vo(self) -> str:
+        """`/vo/group/Role=x` -> `vo`; a string without a leading slash is the VO as a whole (FORMATS 1.3)."""
+        return self.fqan.lstrip("/").split("/", 1)[0]
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """Which golden image: catalogue id and the SHA-512 (hex) it had when the VM was admitted."""
+
+    id: str
+    sha512: str
+    format: str  # raw | qcow2
+
+
+@dataclass(frozen=True)
+class Interface:
+    """One network interface, resolved at admission so that it never depends on later configuration."""
+
+    network: str  # network type, as named by the site
+    bridge: str
+    device: str  # host side: instance id + 11 base32 characters, at most 15 (see identity.py)
+    mac: str
+    addresses: Tuple[str, ...]  # interface notation: "192.0.2.10/24", "2001:db8::5/64"
+    gateways: Tuple[str, ...] = ()
+    dns: Tuple[str, ...] = ()
+    mtu: int = 1500
+
+
+@dataclass(frozen=True)
+class VmSpec:
+    """The wish as admitted: everything needed to build the VM, no secrets.  It travels in the domain's tag."""
+
+    vm: str  # UUIDv5(command id, member index) = domain uuid
+    name: str  # a label, not unique
+    cores: int
+    memory_mib: int
+    disk_gib: int
+    cpu_cap_core_percent: Optional[int]  # None = no cap
+    image: ImageRef
+    interfaces: Tuple[Interface, ...]
+    owner: Owner
+    controller: str  # the signer's subject, RFC 4514; "local:<user>" on the socket
+    command: str  # id of the vm.start command
+    member: int  # index in the bulk, from 0
+    flavour: str = ""
+    tags: Tuple[str, ...] = ()
+    start_by_s: int = 600  # give up starting this long after acceptance
+    ready_by_s: int = 600  # after the first resume; past it the start is answered as failed, nothing is killed
+    keep_s: int = 0  # disk kept after the end
+    atomic: bool = False
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One entry of the reason trail (newest last, at most 20 kept)."""
+
+    who: str  # signer, "local:<user>", "agent", "lease", "libvirt", "guest"
+    why: str
+    when_wall: str
+
+
+@dataclass(frozen=True)
+class Journal:
+    """What we did or were about to do: committed before the effect (DESIGN 6, note 1)."""
+
+    attempt_boot: str = ""  # boot id in which create(paused) was first attempted; "" = never attempted
+    may_have_run: bool = False  # committed before the first resume
+    started_at: Optional[float] = None  # first resume
+    started_wall: str = ""
+    paused_by: str = ""  # "start" | "command" | "": who of us paused it; only these may be resumed
+    stop_at: Optional[float] = None  # when the stop ladder began
+    stop_boot: str = ""
+    grace_s: int = 60
+    ended_at: Optional[float] = None  # proven end
+    end_cause: str = ""  # "lease" | "command" | "rollback": why *we* ended it
+    ready_at: Optional[float] = None
+    reboot_wanted: int = 0  # generation of the last reboot command
+    reboot_done: int = 0  # committed before the reboot call: at most once
+    warned_s: Tuple[int, ...] = ()  # lease warnings already published (seconds before the end)
+
+
+@dataclass(frozen=True)
+class VmRecord:
+    """One stored wish."""
+
+    spec: VmSpec
+    generation: int
+    desired: Desired
+    lifetime_s: int  # agreed run time, counted on the boot clock from the first resume
+    accepted_at: float
+    accepted_boot: str
+    accepted_wall: str
+    journal: Journal = Journal()
+    outcome: Optional[Outcome] = None
+    closed: bool = False  # ended, and nothing is left on the host
+    reasons: Tuple[Reason, ...] = ()
+    timings_ms: Tuple[Tuple[str, int], ...] = ()  # (received|accepted|defined|proven|resumed|ready, ms since received)
+    last_command_wall: str = ""  # issued_at of the last command applied
+    last_command_signer: str = ""
+    published: str = ""  # digest of the last vm.state data published
+    since_wall: str = ""  # when the phase last changed
+    phase: str = ""  # the phase last *published*; for `since` only, never decided on
+
+    @property
+    def vm(self) -> str:
+        return self.spec.vm
+
+
+@dataclass(frozen=True)
+class Tag:
+    """Our element in the domain's <metadata>: everything that adoption needs."""
+
+    instance: str
+    spec: VmSpec
+    generation: int
+    lifetime_s: int
+    accepted_wall: str
+    boot_id: str = ""  # of the first resume
+    started_at: Optional[float] = None
+    started_wall: str = ""
+    may_have_run: bool = False
+
+
+@dataclass(frozen=True)
+class CpuLimit:
+    """A CPU cap as libvirt holds it, in microseconds per period; quota -1 = none."""
+
+    period_us: int
+    quota_us: int
+
+
+@dataclass(frozen=True)
+class DomainSeen:
+    """What libvirt said about one of our domains, by calls that never enter the QEMU monitor."""
+
+    vm: str
+    seen: Seen
+    reason: str = ""  # libvirt's reason as a word: "user", "ioerror", "crashed", "shutdown", "destroyed", "booted"
+    at: float = 0.0  # boot time of the observation
+    tag: Optional[Tag] = None
+    name: str = ""
+    cpu: Optional[CpuLimit] = None  # read back from the live domain; None when not running
+    devices: Tuple[str, ...] = ()  # host-side interface names in the live domain
+    disks: Tuple[str, ...] = ()  # target names of the disks in the domain ("vda", ...)
+
+
+@dataclass(frozen=True)
+class ForeignSeen:
+    """A domain that is not ours: reported, never touched."""
+
+    uuid: str
+    name: str
+    seen: Seen
+    reason: str = ""  # why it is not ours: "no-tag", "other-instance", "uuid-mismatch", "bad-tag"
+
+
+@dataclass(frozen=True)
+class HostSeen:
+    """One whole look at the hypervisor."""
+
+    at: float
+    domains: Mapping[str, DomainSeen]  # ours, by vm id
+    foreign: Tuple[ForeignSeen, ...] = ()
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything `plan` may know about one VM: libvirt's view joined with the host's."""
+
+    domain: DomainSeen
+    missing_twice: bool = False  # MISSING in two observations of a healthy connection
+    leftovers: FrozenSet[str] = frozenset()  # of "overlay", "seed", "witness", "interface", "process"
+    network_seen: Tuple[str, ...] = ()  # devices on which a frame with an assigned source address came in
+
+
+@dataclass(frozen=True)
+class Now:
+    """The clocks, read once per step and handed in."""
+
+    at: float  # CLOCK_BOOTTIME seconds
+    wall: str  # RFC 3339
+    boot_id: str
+
+
+@dataclass(frozen=True)
+class HypervisorInfo:
+    """What this host's driver is, published with host.state."""
+
+    uri: str
+    driver: str  # "QEMU" | "Xen" | "TEST"
+    domain_type: str  # "kvm" | "qemu" | "xen" | "test"
+    arch: str
+    libvirt_version: str
+    hypervisor_version: str
+    cores: int
+    memory_mib: int
+    connected: bool
+    since: float  # boot time of the last change of `connected`
+    why: str = ""  # why this domain type was chosen, or why the connection is away

@@ -1,0 +1,132 @@
+"""Every outside thing, as the reconciler and the intake see it.
+
+Each Protocol has one contract suite (tests/contract) that the real thing and its fake both pass.
+A method that returns a Deferred never blocks the reactor; its failure is a Fault or a Problem, nothing else.
+Only frozen values cross: no virDomain, no STOMP frame, no database row.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, FrozenSet, Mapping, Optional, Protocol, Sequence, Tuple
+
+from twisted.internet.defer import Deferred
+
+from vmagent.core.actions import Action
+from vmagent.core.changes import Change, CommandRow, Epoch, OutboxRow, Stored
+from vmagent.core.model import DomainSeen, HostSeen, HypervisorInfo, Now, VmRecord
+
+
+class Clock(Protocol):
+    """The three clocks, read together."""
+
+    def now(self) -> Now: ...
+
+
+class Hypervisor(Protocol):
+    """libvirt, or the fake that passes the same suite."""
+
+    def start(self, on_hint: Callable[[Optional[str]], None], on_connection: Callable[[bool], None]) -> None:
+        """Connect and stay connected.  Both callbacks run on the reactor.
+
+        on_hint(vm id) = "look at this one again", on_hint(None) = "look at everything"; on_connection(up).
+        """
+
+    def stop(self) -> Deferred[None]:
+        """Close everything that can be closed; stuck calls are left to their daemon threads."""
+
+    def info(self) -> HypervisorInfo: ...
+
+    def observe_all(self) -> Deferred[HostSeen]:
+        """One whole look.  Faults: AWAY."""
+
+    def observe(self, vm: str) -> Deferred[DomainSeen]:
+        """One domain; MISSING only on libvirt's word from a healthy connection.  Faults: AWAY, UNKNOWN."""
+
+    def perform(self, action: Action) -> Deferred[None]:
+        """Do it, idempotently.  Faults: AWAY, UNKNOWN (deadline), GONE, BUSY, REFUSED."""
+
+    def stuck(self) -> FrozenSet[str]:
+        """VM ids with a monitor call past its deadline, or a QEMU seen twice in state T or D."""
+
+
+class Images(Protocol):
+    """Golden images, overlays and seeds on the local disk."""
+
+    def perform(self, action: Action) -> Deferred[None]:
+        """MAKE_OVERLAY, MAKE_SEED, CLEAN_UP.  Faults: REFUSED (image wrong), FULL, UNKNOWN."""
+
+    def leftovers(self) -> Deferred[Mapping[str, FrozenSet[str]]]:
+        """For each VM id with files here, which of "overlay", "seed"."""
+
+    def free_gib(self) -> Deferred[int]:
+        """Free space where overlays live, in GiB, rounded down."""
+
+    def paths(self, vm: str) -> Tuple[str, str]:
+        """(overlay, seed): where they are or would be."""
+
+
+class Witness(Protocol):
+    """Sees, from outside, that a guest speaks with its own addresses (PROTOCOL 2, ready)."""
+
+    def perform(self, action: Action) -> Deferred[None]:
+        """WATCH_NETWORK, UNWATCH_NETWORK.  Faults: REFUSED, UNKNOWN."""
+
+    def watched(self) -> Deferred[Mapping[str, int]]:
+        """device -> frames seen from an assigned source address since it is watched.  Faults: UNKNOWN."""
+
+    def nudge(self, bridge: str, addresses: Sequence[str]) -> None:
+        """Make the kernel ask for these neighbours, so that a silent guest answers.  Never fails."""
+
+
+class Processes(Protocol):
+    """The host's process and interface tables."""
+
+    def leftovers(self, vm: str, devices: Sequence[str]) -> FrozenSet[str]:
+        """Of "process" (a QEMU with this uuid) and "interface" (one of these devices exists).  Quick, local."""
+
+    def halted(self, vms: Sequence[str]) -> FrozenSet[str]:
+        """Those whose QEMU main thread is in state T or D right now."""
+
+
+class Store(Protocol):
+    """The durable state.  One transaction per commit, all or nothing."""
+
+    def open(self, now: Now) -> Deferred[Stored]:
+        """Open or make, migrate, decide the epoch.  A corrupt file is set aside and told in `Epoch.cause`."""
+
+    def close(self) -> Deferred[None]: ...
+
+    def commit(self, changes: Sequence[Change]) -> Deferred[None]:
+        """Faults: FULL, UNKNOWN.  On failure nothing of it is stored."""
+
+    def command(self, id: str) -> Deferred[Optional[CommandRow]]: ...
+
+    def records(self, handle: str) -> Deferred[Tuple[VmRecord, ...]]:
+        """By VM id, tag or command id, closed ones included: what was started under that handle (M9)."""
+
+    def audit(self, limit: int, subject: str) -> Deferred[Tuple[Mapping[str, Any], ...]]:
+        """Newest first; subject "" = all."""
+
+    def outbox(self, after: int, limit: int) -> Deferred[Tuple[OutboxRow, ...]]:
+        """Rows above `after`, oldest first."""
+
+    def delivered(self, rows: Sequence[int]) -> Deferred[None]:
+        """The broker's receipts came: forget these rows."""
+
+    def sequences(self) -> Deferred[Mapping[str, int]]:
+        """Last sequence given out per stream, in this epoch."""
+
+    def epoch(self) -> Epoch: ...
+
+
+class Outbox(Protocol):
+    """Who sends what the store holds."""
+
+    def wake(self) -> None:
+        """Something was committed."""
+
+
+class Feed(Protocol):
+    """Live views of what was committed, for the local socket."""
+
+    def publish(self, changes: Sequence[Change]) -> None: ...
