@@ -1,0 +1,120 @@
+"""The configuration as values.  `configfile.py` reads them; every default stands once, in schema/config.json.
+
+Layer 2 takes the part it needs from here, never the whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Mapping, Optional, Tuple
+
+from vmagent.core.policy import Policy
+
+
+@dataclass(frozen=True)
+class Directories:
+    """Where the agent keeps what: state outlives a reboot, run does not."""
+
+    state: Path  # store, epoch marker, overlays, seeds
+    run: Path  # local socket
+
+
+@dataclass(frozen=True)
+class HypervisorSettings:
+    """How libvirt is reached."""
+
+    uri: str  # qemu:///system | xen:///system | test:///default
+    emulation: str  # "forbid" | "allow": may guests run without hardware virtualisation
+    threads: int  # parallel control calls, 1 to 4 (FACTS F3)
+    stuck_after_s: float  # a monitor call older than this makes its guest STUCK
+    reconnect_max_s: float  # cap of the reconnect's full jitter
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Files of a TLS link, all PEM."""
+
+    ca: Path
+    certificate: Optional[Path]
+    key: Optional[Path]
+
+
+@dataclass(frozen=True)
+class BrokerSettings:
+    """How the site's broker is reached."""
+
+    profile: str  # "rabbitmq" | "activemq" | "artemis"
+    urls: Tuple[str, ...]  # stomp://host:61613 | stomp+ssl://host:61614, tried in random order
+    virtual_host: str  # STOMP `host` header; RabbitMQ needs an existing one
+    login: str
+    passcode_file: Optional[Path]
+    tls: Optional[Tls]
+    heartbeat_s: float
+    receipt_s: float  # a receipt that is later than this means a dead link
+    reconnect_max_s: float
+    window: int  # messages sent and not yet receipted
+    max_command_kib: int  # a larger frame is poison
+    client_id: str  # durable subscriptions: "vmagent.SITE.HOST"
+    commands: str  # destinations, placeholders already filled
+    commands_all: str
+    events: str
+    usage: str
+    capacity: str
+    telemetry: str
+    spool_rows: int  # outbox bound
+    spool_mib: int
+
+
+@dataclass(frozen=True)
+class SecuritySettings:
+    """Whom to believe."""
+
+    commands: str  # "signed" | "broker": trust the broker's login alone
+    ca_directory: Path  # *.pem certificates of CAs; *.crl or *.r0 revocation lists, PEM
+    crl: str  # "require" | "when_present"
+    proxy_certificates: str  # "refuse" | "accept"
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """Where golden images and the guests' own disks live."""
+
+    directory: Path  # golden images, read-only for us
+    overlays: Path
+    seeds: Path
+
+
+@dataclass(frozen=True)
+class SocketSettings:
+    """Who may use the local socket.  Group names; "" = nobody but root."""
+
+    path: Path
+    admin_group: str
+    reader_group: str
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """The loop's own periods, in seconds."""
+
+    resync_s: float  # full observation
+    hold_s: float  # limits read back
+    snapshot_s: float  # host.snapshot, with jitter
+    host_state_s: float
+
+
+@dataclass(frozen=True)
+class Config:
+    """All of it."""
+
+    policy: Policy
+    directories: Directories
+    hypervisor: HypervisorSettings
+    broker: BrokerSettings
+    security: SecuritySettings
+    images: ImageSettings
+    socket: SocketSettings
+    intervals: Intervals
+    log_level: str
+    sources: Mapping[str, str]  # setting path -> file it came from, for --show-config
