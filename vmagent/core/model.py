@@ -140,11 +140,13 @@ class Journal:
     attempt_boot: str = ""  # boot id in which create(paused) was first attempted; "" = never attempted
     may_have_run: bool = False  # committed before the first resume
     started_at: Optional[float] = None  # first resume
+    started_boot: str = ""  # boot id of the first resume: `started_at` counts in this boot only
     started_wall: str = ""
     paused_by: str = ""  # "start" | "command" | "": who of us paused it; only these may be resumed
     stop_at: Optional[float] = None  # when the stop ladder began
     stop_boot: str = ""
     grace_s: int = 60
+    shutdowns: int = 0  # ACPI requests committed on this ladder; the next is due at stop_at + 10 s x this
     ended_at: Optional[float] = None  # proven end
     end_cause: str = ""  # "lease" | "command" | "rollback": why *we* ended it
     ready_at: Optional[float] = None
