@@ -1,0 +1,202 @@
+"""Builders of the system's values, complete and valid, so that a test names only what it is about.
+
+`record(desired=Desired.STOP, journal={"may_have_run": True}, spec={"cores": 2})`: the mappings refine the default value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Mapping, Optional
+
+from vmagent.core import identity
+from vmagent.core.model import (
+    CpuLimit,
+    Desired,
+    DomainSeen,
+    ImageRef,
+    Interface,
+    Journal,
+    Now,
+    Observed,
+    Owner,
+    Seen,
+    Tag,
+    VmRecord,
+    VmSpec,
+)
+from vmagent.core.policy import Authority, CatalogueImage, Flavour, Maxima, NetworkType, Policy
+
+COMMAND = "6f1c2f9e-6d5b-4f0e-9d51-0d6a7a1b2c3d"
+BOOT = "0b6f4c1e-1111-4222-8333-444455556666"
+OTHER_BOOT = "0b6f4c1e-9999-4222-8333-444455556666"
+WALL = "2026-11-20T12:00:00.000Z"
+SHA512 = "ab" * 64
+SIGNER = "CN=controller,O=Example Site,C=NL"
+USER = "/DC=org/DC=example/CN=A User"
+INSTANCE = "va"
+BRIDGE = "vmbr0"
+
+
+def now(at: float = 1000.0, wall: str = WALL, boot_id: str = BOOT) -> Now:
+    return Now(at, wall, boot_id)
+
+
+def interface(vm: str, index: int = 0, **kw: Any) -> Interface:
+    members = {
+        "network": "public",
+        "bridge": BRIDGE,
+        "device": identity.device_name(INSTANCE, vm, index),
+        "mac": identity.mac_address(vm, index),
+        "addresses": (f"192.0.2.{10 + index}/24",),
+        "gateways": ("192.0.2.1",),
+        "dns": ("192.0.2.53",),
+    }
+    members.update(kw)
+    return Interface(**members)
+
+
+def spec(**kw: Any) -> VmSpec:
+    """One core, 512 MiB, one interface on "public"; `command` and `member` give the id unless `vm` is named."""
+    command = kw.get("command", COMMAND)
+    member = kw.get("member", 0)
+    vm = kw.get("vm", identity.vm_id(command, member))
+    members = {
+        "vm": vm,
+        "name": "worker",
+        "cores": 1,
+        "memory_mib": 512,
+        "disk_gib": 2,
+        "cpu_cap_core_percent": 50,
+        "image": ImageRef("tiny", SHA512, "qcow2"),
+        "interfaces": (interface(vm),),
+        "owner": Owner(USER, "/vo.example/Role=NULL"),
+        "controller": SIGNER,
+        "command": command,
+        "member": member,
+        "flavour": "small",
+        "tags": ("batch-1",),
+    }
+    members.update(kw)
+    return VmSpec(**members)
+
+
+def journal(**kw: Any) -> Journal:
+    return Journal(**kw)
+
+
+def record(**kw: Any) -> VmRecord:
+    """A VM wished for at boot time 1000; `spec` and `journal` may be mappings that refine the default."""
+    members = {
+        "spec": spec(),
+        "generation": 1,
+        "desired": Desired.RUN,
+        "lifetime_s": 3600,
+        "accepted_at": 1000.0,
+        "accepted_boot": BOOT,
+        "accepted_wall": WALL,
+        "since_wall": WALL,
+        "last_command_wall": WALL,
+        "last_command_signer": SIGNER,
+    }
+    members.update(kw)
+    if isinstance(members["spec"], Mapping):
+        members["spec"] = spec(**members["spec"])
+    if isinstance(members.get("journal"), Mapping):
+        members["journal"] = Journal(**members["journal"])
+    return VmRecord(**members)
+
+
+def ran(at: float = 1000.0, **kw: Any) -> Journal:
+    """The journal of a VM whose first resume was at `at`."""
+    members = {
+        "attempt_boot": BOOT,
+        "may_have_run": True,
+        "started_at": at,
+        "started_boot": BOOT,
+        "started_wall": WALL,
+    }
+    members.update(kw)
+    return Journal(**members)
+
+
+def tag(of: Optional[VmRecord] = None, **kw: Any) -> Tag:
+    of = of or record()
+    members = {
+        "instance": INSTANCE,
+        "spec": of.spec,
+        "generation": of.generation,
+        "lifetime_s": of.lifetime_s,
+        "accepted_wall": of.accepted_wall,
+        "boot_id": of.journal.started_boot,
+        "started_at": of.journal.started_at,
+        "started_wall": of.journal.started_wall,
+        "may_have_run": of.journal.may_have_run,
+    }
+    members.update(kw)
+    return Tag(**members)
+
+
+LIVE = (Seen.RUNNING, Seen.PAUSED, Seen.STOPPING)
+
+
+def domain(seen: Seen = Seen.RUNNING, of: Optional[VmSpec] = None, **kw: Any) -> DomainSeen:
+    """libvirt's view; a live domain has its limit (half a core), devices and disks, as a proven start leaves it."""
+    of = of or spec()
+    members = {"vm": of.vm, "seen": seen, "at": 1000.0, "name": identity.domain_name(of.vm)}
+    if seen not in (Seen.MISSING, Seen.UNKNOWN):
+        members["disks"] = ("vda", "sda")
+    if seen in LIVE:
+        members["cpu"] = CpuLimit(100_000, 50_000)
+        members["devices"] = tuple(i.device for i in of.interfaces)
+    members.update(kw)
+    return DomainSeen(**members)
+
+
+def observed(seen: Seen = Seen.RUNNING, of: Optional[VmSpec] = None, **kw: Any) -> Observed:
+    """Members of Observed by name; anything else refines the domain, such as `reason="ioerror"`."""
+    own = {f.name for f in dataclasses.fields(Observed)} - {"domain"}
+    members = {k: v for k, v in kw.items() if k in own}
+    if "domain" not in kw:
+        members["domain"] = domain(seen, of, **{k: v for k, v in kw.items() if k not in own})
+    else:
+        members["domain"] = kw["domain"]
+    members.setdefault("missing_twice", seen is Seen.MISSING)
+    return Observed(**members)
+
+
+def maxima(**kw: Any) -> Maxima:
+    members = {"cores": 8, "memory_mib": 16384, "disk_gib": 100, "lifetime_s": 7 * 86400, "count": 50}
+    members.update(kw)
+    return Maxima(**members)
+
+
+def network(name: str = "public", **kw: Any) -> NetworkType:
+    members = {
+        "name": name,
+        "bridge": BRIDGE,
+        "addressing": "host-pool",
+        "subnets": ("192.0.2.0/24", "2001:db8::/64"),
+        "pools": ("192.0.2.100-192.0.2.150", "2001:db8::100-2001:db8::150"),
+        "gateways": ("192.0.2.1", "2001:db8::1"),
+        "dns": ("192.0.2.53",),
+    }
+    members.update(kw)
+    return NetworkType(**members)
+
+
+def policy(**kw: Any) -> Policy:
+    """A small site: one network, one flavour, one image, one signer who may do everything to its own VMs."""
+    members = {
+        "site": "site.example.org",
+        "host": "wn017.site.example.org",
+        "instance": INSTANCE,
+        "networks": {"public": network()},
+        "flavours": {"small": Flavour(1, 512, 2, 50)},
+        "maxima": maxima(),
+        "images": {"tiny": CatalogueImage("tiny", "tiny.qcow2", "qcow2", SHA512)},
+        "authority": (Authority(SIGNER, ("*",)),),
+        "reply_prefixes": ("/queue/vmagent.site.example.org.replies",),
+        "default_reply": "/queue/vmagent.site.example.org.replies",
+    }
+    members.update(kw)
+    return Policy(**members)
