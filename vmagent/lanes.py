@@ -4,16 +4,17 @@ Rules
 
 1. Two calls of one key are never under way together, and they begin in the order they were asked for.
 2. At most `threads` calls are under way at once; free threads go round the waiting keys, one call each.
-3. A deadline counts from the moment the call begins.  When it passes, the Deferred fails with Fault UNKNOWN and the call goes
-   on: nobody can stop a thread.  Its key stays blocked until it returns; then `on_late(key)` says: observe again.
-4. Waiting has a bound too: a call that has waited as long as its own deadline fails with Fault BUSY as soon as nothing can be
-   expected any more, that is when its key, or every thread, is held by calls past their deadline.  A long queue behind
-   healthy calls is not a failure.
+3. A deadline counts from the moment the call begins.  When it passes, the Deferred fails with Fault UNKNOWN and the
+   call goes on: nobody can stop a thread.  Its key stays blocked until it returns; then `on_late(key)` says: observe
+   again.
+4. Waiting has a bound too: a call that has waited as long as its own deadline fails with Fault BUSY as soon as nothing
+   can be expected any more, that is when its key, or every thread, is held by calls past their deadline.  A long queue
+   behind healthy calls is not a failure.
 5. Whatever the call raises goes to the errback; what nobody waits for any more is logged with its traceback.
 
-Theory: all book-keeping happens on the reactor's thread, so there is no lock.  A worker thread knows only its generation's
-queue; it takes a job, runs it and hands the result over by `callFromThread`.  The reactor's own pool is never used: one stuck
-call there keeps the process from ending and blocks name resolution (FACTS F5).
+Theory: all book-keeping happens on the reactor's thread, so there is no lock.  A worker thread knows only its
+generation's queue; it takes a job, runs it and hands the outcome over by `callFromThread`.  The reactor's own pool is
+never used: one stuck call there keeps the process from ending and blocks name resolution (FACTS F5).
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from queue import SimpleQueue
 from typing import Any, Callable, Deque, Dict, List, Optional, Protocol, Set, Tuple, TypeVar
 
 from twisted.internet.defer import Deferred
-from twisted.python.failure import Failure
 
 from vmagent.errors import Fault, FaultKind
 
@@ -61,6 +61,14 @@ class Overdue:
     seconds_over: float  # how long its deadline is passed
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """What a call came to."""
+
+    value: Any = None
+    error: Optional[BaseException] = None
+
+
 class _Job:
     """One call on its way: queued, then running, then gone."""
 
@@ -80,19 +88,22 @@ class _Job:
             self.timer.cancel()
         self.timer = None
 
-    def tell(self, result: Any) -> bool:
+    def tell(self, outcome: _Outcome) -> bool:
         """Fire the Deferred; False when its owner was told before or does not want to know."""
         answer, self.answer = self.answer, None
         if answer is None:
             return False
-        answer.callback(result)
+        if outcome.error is None:
+            answer.callback(outcome.value)
+        else:
+            answer.errback(outcome.error)
         return True
 
 
 class _Threads:
     """One generation of worker threads, made when needed."""
 
-    def __init__(self, name: str, limit: int, finished: Callable[[_Job, Any], None]) -> None:
+    def __init__(self, name: str, limit: int, finished: Callable[[_Job, _Outcome], None]) -> None:
         self._name = name
         self._limit = limit
         self._finished = finished  # called on the worker's thread
@@ -122,18 +133,18 @@ class _Threads:
             if job is None:
                 return
             try:
-                result = job.call()
-            except BaseException:  # noqa: BLE001 - the errback's business; a lost one would block its key for ever
-                result = Failure()
-            self._finished(job, result)
-            del job, result
+                outcome = _Outcome(job.call())
+            except BaseException as error:  # noqa: BLE001 - for the errback; a lost one would block its key for ever
+                outcome = _Outcome(error=error)
+            self._finished(job, outcome)
+            del job, outcome  # an idle thread keeps nothing alive
 
 
 class Lanes:
     """Keyed lanes; see the module's rules.  Every method is called on the reactor's thread and returns at once.
 
-    name: of the threads; threads: 1 or more, the most calls at once per generation; on_late(key): a call past its deadline
-    has returned after all.
+    name: of the threads; threads: 1 or more, the most calls at once per generation of threads; on_late(key): a call
+    past its deadline has returned after all.
     """
 
     def __init__(
@@ -176,14 +187,14 @@ class Lanes:
         return sum(job.threads is not self._threads for job in self._running.values())
 
     def replace_threads(self) -> None:
-        """Go on with fresh threads.  The old ones end when their calls return; keys of those stay blocked until then."""
+        """Go on with fresh threads.  The old ones end when their calls return; those keys stay blocked until then."""
         self._threads.end()
         self._generation += 1
         self._threads = self._new_threads()
         self._dispatch()
 
     def stop(self) -> None:
-        """Accept nothing more; waiting calls fail with BUSY, idle threads end, stuck ones are left to the process's end."""
+        """Accept nothing more; waiting calls fail with BUSY, idle threads end, stuck ones are left to the process."""
         self._stopped = True
         self._threads.end()
         waiting: List[_Job] = [job for queue in self._waiting.values() for job in queue]
@@ -193,13 +204,13 @@ class Lanes:
             job.tell(self._busy(job.key, "stopped"))
 
     def _new_threads(self) -> _Threads:
-        def finished(job: _Job, result: Any) -> None:
-            self._reactor.callFromThread(self._finished, job, result)
+        def finished(job: _Job, outcome: _Outcome) -> None:
+            self._reactor.callFromThread(self._finished, job, outcome)
 
         return _Threads(f"{self._name}-{self._generation}", self._limit, finished)
 
-    def _busy(self, key: str, why: str) -> Failure:
-        return Failure(Fault(FaultKind.BUSY, f"lane {self._name}, {key}: {why}"))
+    def _busy(self, key: str, why: str) -> _Outcome:
+        return _Outcome(error=Fault(FaultKind.BUSY, f"lane {self._name}, {key}: {why}"))
 
     def _dispatch(self) -> None:
         """Start what may start, one call per key and turn."""
@@ -210,12 +221,9 @@ class Lanes:
             self._start(self._take(key))
 
     def _take(self, key: str) -> _Job:
-        """The key's oldest call; the key goes to the end of the round."""
         queue = self._waiting[key]
         job = queue.popleft()
-        if queue:
-            self._waiting.move_to_end(key)
-        else:
+        if not queue:
             del self._waiting[key]
         return job
 
@@ -232,7 +240,7 @@ class Lanes:
         job.overdue = True
         log.warning("lane %s: a call on %s is past its deadline of %g s", self._name, job.key, job.deadline_s)
         detail = f"lane {self._name}, {job.key}: no answer within {job.deadline_s:g} s"
-        job.tell(Failure(Fault(FaultKind.UNKNOWN, detail)))
+        job.tell(_Outcome(error=Fault(FaultKind.UNKNOWN, detail)))
         self._give_up()
 
     def _waited(self, job: _Job) -> None:
@@ -264,18 +272,19 @@ class Lanes:
         if self._running.get(job.key) is not job:
             self._forget(job)
 
-    def _finished(self, job: _Job, result: Any) -> None:
+    def _finished(self, job: _Job, outcome: _Outcome) -> None:
         job.stop_timer()
         del self._running[job.key]
         if job.threads is not None:
             job.threads.running.discard(job)
+        if job.key in self._waiting:
+            self._waiting.move_to_end(job.key)  # it had its turn
         self._dispatch()
-        if not job.tell(result):
-            self._late(job, result)
+        if not job.tell(outcome):
+            self._late(job, outcome)
 
-    def _late(self, job: _Job, result: Any) -> None:
-        if isinstance(result, Failure):
-            log.warning("lane %s: a call on %s that nobody waits for failed", self._name, job.key,
-                        exc_info=(result.type, result.value, result.getTracebackObject()))  # fmt: skip
+    def _late(self, job: _Job, outcome: _Outcome) -> None:
+        if outcome.error is not None:
+            log.warning("lane %s, %s: a call nobody waits for failed", self._name, job.key, exc_info=outcome.error)
         if job.overdue and self._on_late is not None:
             self._on_late(job.key)
