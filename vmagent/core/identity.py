@@ -30,7 +30,7 @@ def device_name(instance: str, vm: str, index: int) -> str:
 
 
 def mac_address(vm: str, index: int) -> str:
-    """Locally administered, unicast, starting 52:54:00 is avoided so that ours are told apart from libvirt's."""
+    """Locally administered, unicast, first octet 02 to 3e: never 52 (libvirt's own), never fe (libvirt refuses it)."""
     octets = bytearray(_digest(vm, index)[-6:])
-    octets[0] = (octets[0] & 0xFC) | 0x02
+    octets[0] = (octets[0] & 0x3C) | 0x02
     return ":".join(f"{octet:02x}" for octet in octets)
