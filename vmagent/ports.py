@@ -13,7 +13,19 @@ from twisted.internet.defer import Deferred
 
 from vmagent.core.actions import Action
 from vmagent.core.changes import Change, CommandRow, Epoch, OutboxRow, Stored
+from vmagent.core.commands import Signer
 from vmagent.core.model import DomainSeen, HostSeen, HypervisorInfo, Now, VmRecord
+from vmagent.core.request import Envelope
+
+
+class Verifier(Protocol):
+    """Who signed a command.  Pure computation on trust that was read before; quick enough for the reactor."""
+
+    def verify(self, envelope: Envelope, now_s: float) -> Tuple[bytes, Signer]:
+        """The payload's bytes and the signer.  Problems: signature, algorithm, certificate-*, crl-*, ..."""
+
+    def unsigned(self) -> Signer:
+        """Who speaks when the broker's login alone is trusted (security.commands: broker)."""
 
 
 class Clock(Protocol):

@@ -1,0 +1,34 @@
+"""Named instants at which a test lets the agent die, as `kill -9` would.
+
+VMAGENT_CRASH_AT names one point of POINTS; the first time it is reached the process kills itself with SIGKILL, so
+nothing is flushed, closed or told.  Unset (always, outside tests) `reach` is one comparison.
+The points stand where a crash has a meaning of its own: around every commit, acknowledgement, send and effect.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from vmagent.core.actions import Do
+
+POINTS = (
+    "frame-received",  # copied from the broker, nothing decided
+    "decided",  # verdict known, nothing stored
+    "committed",  # stored, not acknowledged
+    "acked",  # acknowledged, nothing done yet
+    *(f"before-{do.value}" for do in Do),  # the journal is committed, the effect is not begun
+    *(f"after-{do.value}" for do in Do),  # the effect happened, nobody observed it
+    "sent",  # handed to the broker, no receipt yet
+    "receipted",  # receipt came, the row is still in the outbox
+    "ready",  # `ready` is committed
+)
+_chosen = os.environ.get("VMAGENT_CRASH_AT", "")
+if _chosen and _chosen not in POINTS:
+    raise SystemExit(f"VMAGENT_CRASH_AT={_chosen}: not one of {', '.join(POINTS)}")
+
+
+def reach(point: str) -> None:
+    """Die here if this is the chosen point."""
+    if point == _chosen:
+        os.kill(os.getpid(), signal.SIGKILL)
