@@ -82,7 +82,7 @@ def record_from_json(raw: Mapping[str, Any]) -> VmRecord:
     members = dict(raw)
     members["spec"] = spec_from_json(raw["spec"])
     members["desired"] = Desired(raw["desired"])
-    members["journal"] = Journal(**_tuples(raw.get("journal", {}), "warned_s"))
+    members["journal"] = Journal(**_tuples(raw.get("journal", {}), "warned_s", "alarms"))
     members["outcome"] = _outcome(raw.get("outcome"))
     members["reasons"] = tuple(Reason(**r) for r in raw.get("reasons", ()))
     members["timings_ms"] = tuple((str(name), int(ms)) for name, ms in raw.get("timings_ms", ()))

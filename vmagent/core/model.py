@@ -1,7 +1,7 @@
 """The values of the whole system: frozen, hashable, JSON-able.
 
 Wishes (VmSpec, VmRecord with its Journal) are stored; observations (DomainSeen, HostSeen, Observed) never are.
-Times: `*_at` are boot-clock seconds (CLOCK_BOOTTIME) unless the name ends in `_wall` (RFC 3339, UTC, milliseconds, `Z`).
+Times: `*_at` are boot-clock seconds (CLOCK_BOOTTIME) unless the name ends in `_wall` (RFC 3339, UTC, ms, `Z`).
 Units are in the names: mib = 2^20 bytes, gib = 2^30 bytes, kbit = 1000 bit, s = seconds, core_percent: 100 = one core.
 """
 
@@ -142,17 +142,21 @@ class Journal:
     started_at: Optional[float] = None  # first resume
     started_boot: str = ""  # boot id of the first resume: `started_at` counts in this boot only
     started_wall: str = ""
-    paused_by: str = ""  # "start" | "command" | "": who of us paused it; only these may be resumed
+    # Who of us paused it; only what we paused may be resumed.  "start": not proven yet, found RUNNING it is paused
+    # again; "command"; "resume": proven, and our resume was committed; "": not paused by us.
+    paused_by: str = ""
     stop_at: Optional[float] = None  # when the stop ladder began
     stop_boot: str = ""
     grace_s: int = 60
     shutdowns: int = 0  # ACPI requests committed on this ladder; the next is due at stop_at + 10 s x this
     ended_at: Optional[float] = None  # proven end
-    end_cause: str = ""  # "lease" | "command" | "rollback": why *we* ended it
+    ended_boot: str = ""  # boot id of `ended_at`
+    end_cause: str = ""  # "lease" | "command" | "rollback" | "start" | "crash" | "reboot": see ending.py
     ready_at: Optional[float] = None
     reboot_wanted: int = 0  # generation of the last reboot command
     reboot_done: int = 0  # committed before the reboot call: at most once
     warned_s: Tuple[int, ...] = ()  # lease warnings already published (seconds before the end)
+    alarms: Tuple[str, ...] = ()  # conditions told and not over yet, so that each is told once (plan.py)
 
 
 @dataclass(frozen=True)
