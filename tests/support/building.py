@@ -1,12 +1,12 @@
 """Builders of the system's values, complete and valid, so that a test names only what it is about.
 
-`record(desired=Desired.STOP, journal={"may_have_run": True}, spec={"cores": 2})`: the mappings refine the default value.
+`record(desired=Desired.STOP, journal={"may_have_run": True}, spec={"cores": 2})`: mappings refine the default.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Mapping, Optional
+from typing import Any, Dict, Mapping, Optional
 
 from vmagent.core import identity
 from vmagent.core.model import (
@@ -42,7 +42,7 @@ def now(at: float = 1000.0, wall: str = WALL, boot_id: str = BOOT) -> Now:
 
 
 def interface(vm: str, index: int = 0, **kw: Any) -> Interface:
-    members = {
+    members: Dict[str, Any] = {
         "network": "public",
         "bridge": BRIDGE,
         "device": identity.device_name(INSTANCE, vm, index),
@@ -60,7 +60,7 @@ def spec(**kw: Any) -> VmSpec:
     command = kw.get("command", COMMAND)
     member = kw.get("member", 0)
     vm = kw.get("vm", identity.vm_id(command, member))
-    members = {
+    members: Dict[str, Any] = {
         "vm": vm,
         "name": "worker",
         "cores": 1,
@@ -86,7 +86,7 @@ def journal(**kw: Any) -> Journal:
 
 def record(**kw: Any) -> VmRecord:
     """A VM wished for at boot time 1000; `spec` and `journal` may be mappings that refine the default."""
-    members = {
+    members: Dict[str, Any] = {
         "spec": spec(),
         "generation": 1,
         "desired": Desired.RUN,
@@ -108,7 +108,7 @@ def record(**kw: Any) -> VmRecord:
 
 def ran(at: float = 1000.0, **kw: Any) -> Journal:
     """The journal of a VM whose first resume was at `at`."""
-    members = {
+    members: Dict[str, Any] = {
         "attempt_boot": BOOT,
         "may_have_run": True,
         "started_at": at,
@@ -121,7 +121,7 @@ def ran(at: float = 1000.0, **kw: Any) -> Journal:
 
 def tag(of: Optional[VmRecord] = None, **kw: Any) -> Tag:
     of = of or record()
-    members = {
+    members: Dict[str, Any] = {
         "instance": INSTANCE,
         "spec": of.spec,
         "generation": of.generation,
@@ -142,7 +142,7 @@ LIVE = (Seen.RUNNING, Seen.PAUSED, Seen.STOPPING)
 def domain(seen: Seen = Seen.RUNNING, of: Optional[VmSpec] = None, **kw: Any) -> DomainSeen:
     """libvirt's view; a live domain has its limit (half a core), devices and disks, as a proven start leaves it."""
     of = of or spec()
-    members = {"vm": of.vm, "seen": seen, "at": 1000.0, "name": identity.domain_name(of.vm)}
+    members: Dict[str, Any] = {"vm": of.vm, "seen": seen, "at": 1000.0, "name": identity.domain_name(of.vm)}
     if seen not in (Seen.MISSING, Seen.UNKNOWN):
         members["disks"] = ("vda", "sda")
     if seen in LIVE:
@@ -155,7 +155,7 @@ def domain(seen: Seen = Seen.RUNNING, of: Optional[VmSpec] = None, **kw: Any) ->
 def observed(seen: Seen = Seen.RUNNING, of: Optional[VmSpec] = None, **kw: Any) -> Observed:
     """Members of Observed by name; anything else refines the domain, such as `reason="ioerror"`."""
     own = {f.name for f in dataclasses.fields(Observed)} - {"domain"}
-    members = {k: v for k, v in kw.items() if k in own}
+    members: Dict[str, Any] = {k: v for k, v in kw.items() if k in own}
     if "domain" not in kw:
         members["domain"] = domain(seen, of, **{k: v for k, v in kw.items() if k not in own})
     else:
@@ -165,13 +165,13 @@ def observed(seen: Seen = Seen.RUNNING, of: Optional[VmSpec] = None, **kw: Any) 
 
 
 def maxima(**kw: Any) -> Maxima:
-    members = {"cores": 8, "memory_mib": 16384, "disk_gib": 100, "lifetime_s": 7 * 86400, "count": 50}
+    members: Dict[str, Any] = {"cores": 8, "memory_mib": 16384, "disk_gib": 100, "lifetime_s": 7 * 86400, "count": 50}
     members.update(kw)
     return Maxima(**members)
 
 
 def network(name: str = "public", **kw: Any) -> NetworkType:
-    members = {
+    members: Dict[str, Any] = {
         "name": name,
         "bridge": BRIDGE,
         "addressing": "host-pool",
@@ -186,7 +186,7 @@ def network(name: str = "public", **kw: Any) -> NetworkType:
 
 def policy(**kw: Any) -> Policy:
     """A small site: one network, one flavour, one image, one signer who may do everything to its own VMs."""
-    members = {
+    members: Dict[str, Any] = {
         "site": "site.example.org",
         "host": "wn017.site.example.org",
         "instance": INSTANCE,
