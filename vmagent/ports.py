@@ -109,7 +109,8 @@ class Store(Protocol):
     def close(self) -> Deferred[None]: ...
 
     def commit(self, changes: Sequence[Change]) -> Deferred[None]:
-        """Faults: FULL, UNKNOWN.  On failure nothing of it is stored."""
+        """Faults: FULL, BUSY, REFUSED: nothing of it is stored.  UNKNOWN (a deadline, a disk error): all of it or
+        nothing is, perhaps only later; commit again, for records, commands and settings are idempotent."""
 
     def command(self, id: str) -> Deferred[Optional[CommandRow]]: ...
 
@@ -129,6 +130,10 @@ class Store(Protocol):
         """Last sequence given out per stream, in this epoch."""
 
     def epoch(self) -> Epoch: ...
+
+    def prune(self, now: Now) -> Deferred[int]:
+        """Forget what is past its time: audit and closed VMs after 400 days, finished commands once no replay of
+        them can be fresh.  Once a day will do.  How many rows that was."""
 
 
 class Outbox(Protocol):

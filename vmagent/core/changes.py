@@ -100,10 +100,14 @@ class OutboxRow:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One life of the store (DESIGN 7, Store lost or restored)."""
+    """One life of the store (DESIGN 7, Store lost or restored).
+
+    "restored" stays the cause for the whole life: it is the open records accepted *before* `born_wall` that may be
+    older than the truth.  For those the domain's tag is preferred, and without a domain they may have run.
+    """
 
     id: str  # uuid
-    number: int  # grows per host
+    number: int  # grows per host, whatever is lost; steps of any size
     born_wall: str
     cause: str  # "first" | "lost" | "restored" | "corrupt"
     set_aside: str = ""  # where a corrupt or superseded file was put
