@@ -1,0 +1,77 @@
+"""What people are told about a VM, once each: conditions that begin, last, and end.
+
+A condition that holds is an alarm.  The journal remembers the alarms that were told until they are over, in the same
+commit as the telling; so each is told once per time that it happens, crash or not, and never again while it lasts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import FrozenSet, List, Mapping, Tuple
+
+from vmagent.core.model import Observed, Seen, VmRecord
+from vmagent.core.transitions import Facts, Step
+
+ALARMS: Mapping[str, str] = {
+    "stuck": "its QEMU does not answer",
+    "foreign": "a domain that is not ours has this VM's uuid",
+    "paused-by-others": "paused, but not by us: it is not resumed",
+    "saved-by-others": "its run was saved by somebody else",
+    "started-by-others": "found running although it has ended or was never let run",
+    "ran-unproven": "found running before its limits were proven: paused until they are",
+    "cpu-drift": "its CPU limit was not as wanted while it ran: set again",
+    "cpu-unseen": "its CPU limit cannot be read back while it runs",
+    "witness-drift": "the counters of its network were gone: made again",
+    "process-left": "libvirt says it is off, but a QEMU with its uuid is alive",
+}
+"""What a Note's kind can be, and what it means in words."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something to tell people once: a security.alert and a log line."""
+
+    kind: str  # one of ALARMS
+    detail: str
+
+
+def alarms(record: VmRecord, observed: Observed, facts: Facts, following: Step) -> FrozenSet[str]:
+    """The conditions that hold now.  Nothing can be said about what cannot be seen: then they stay as they are."""
+    seen = observed.domain.seen
+    if seen is Seen.UNKNOWN:
+        return frozenset(record.journal.alarms)
+    found: List[Tuple[str, bool]] = [
+        ("stuck", seen is Seen.STUCK),
+        ("foreign", seen is Seen.FOREIGN),
+        ("saved-by-others", seen is Seen.SAVED),
+        ("paused-by-others", seen is Seen.PAUSED and following is Step.REPORT),
+        ("process-left", seen in (Seen.OFF, Seen.MISSING) and facts.process and facts.attempted),
+    ]
+    if seen is Seen.RUNNING:
+        found += _running(record, observed, facts, following)
+    return frozenset(kind for kind, holds in found if holds)
+
+
+def _running(record: VmRecord, observed: Observed, facts: Facts, following: Step) -> List[Tuple[str, bool]]:
+    held = following in (Step.HOLD, Step.SHUTDOWN)
+    readable = observed.domain.cpu is not None
+    return [
+        ("started-by-others", following is Step.DESTROY and (facts.ended or facts.unproven)),
+        ("ran-unproven", following is Step.PAUSE and facts.unproven),
+        ("cpu-drift", held and readable and not facts.proven),
+        ("cpu-unseen", held and not readable and not facts.proven),
+        ("witness-drift", following is Step.HOLD and unwatched(record, observed)),
+    ]
+
+
+def unwatched(record: VmRecord, observed: Observed) -> bool:
+    """Whether counters that are still needed are gone: they matter until the guest was seen to speak."""
+    waiting = record.journal.ready_at is None and bool(record.spec.interfaces)
+    return waiting and "witness" not in observed.leftovers
+
+
+def fresh_notes(before: VmRecord, raised: FrozenSet[str], observed: Observed) -> Tuple[Note, ...]:
+    """What is to be told now: raised, and not told yet."""
+    reason = observed.domain.reason
+    tail = f" ({reason})" if reason else ""
+    return tuple(Note(kind, ALARMS[kind] + tail) for kind in sorted(raised - set(before.journal.alarms)))

@@ -1,0 +1,110 @@
+"""How a VM ends: the outcome by cause and by libvirt's reason, and the wishes that we give up ourselves.
+
+Our own cause goes before libvirt's reason: a guest destroyed at the end of its lease reads "destroyed" there.
+
+    end_cause   "lease" ran out · "command" of a controller · "rollback" of an atomic start · "start" did not come about
+                · "crash" seen before we destroyed the rest · "reboot" of the host
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, FrozenSet, Mapping, Tuple
+
+from vmagent.core import lease
+from vmagent.core.actions import Action, Do
+from vmagent.core.model import Desired, Journal, Now, Observed, Outcome, Reason, Seen, VmRecord
+
+REASONS_KEPT = 20
+CAUSES: Mapping[str, Tuple[Outcome, str]] = {
+    "lease": (Outcome.EXPIRED, "the agreed run time is over"),
+    "command": (Outcome.KILLED, "ended by command"),
+    "rollback": (Outcome.FAILED, "rolled back"),
+    "start": (Outcome.FAILED, "it was not started"),
+    "crash": (Outcome.CRASHED, "crashed"),
+    "reboot": (Outcome.LOST, "host reboot"),
+}
+HYPERVISOR_REASONS: Mapping[str, Tuple[Outcome, str, str]] = {
+    "shutdown": (Outcome.FINISHED, "guest", "it powered itself off"),
+    "crashed": (Outcome.CRASHED, "libvirt", "the guest or its QEMU died"),
+    "failed": (Outcome.CRASHED, "libvirt", "the hypervisor failed to run it"),
+    "destroyed": (Outcome.KILLED, "libvirt", "destroyed from outside"),
+    "saved": (Outcome.KILLED, "libvirt", "saved from outside; a saved run is not restored"),
+}
+START_STEPS: FrozenSet[Do] = frozenset(
+    {Do.MAKE_OVERLAY, Do.MAKE_SEED, Do.WATCH_NETWORK, Do.DEFINE, Do.START_PAUSED, Do.APPLY_CPU}
+)
+
+
+def journaled(record: VmRecord, **members: Any) -> VmRecord:
+    """The record with these members of its journal."""
+    journal: Journal = dataclasses.replace(record.journal, **members)
+    return record if journal == record.journal else dataclasses.replace(record, journal=journal)
+
+
+def because(record: VmRecord, who: str, why: str, now: Now) -> VmRecord:
+    """The record with one more reason; the same reason twice in a row is told once."""
+    last = record.reasons[-1] if record.reasons else None
+    if last is not None and (last.who, last.why) == (who, why):
+        return record
+    reasons = (*record.reasons, Reason(who, why, now.wall))
+    return dataclasses.replace(record, reasons=reasons[-REASONS_KEPT:])
+
+
+def rebooted(record: VmRecord, now: Now) -> bool:
+    """Whether the host was booted after this VM first ran."""
+    return record.journal.may_have_run and lease.run_boot(record.journal) != now.boot_id
+
+
+def _how(record: VmRecord, observed: Observed, now: Now) -> Tuple[Outcome, str, str]:
+    """(outcome, who, why)."""
+    cause = record.journal.end_cause
+    if cause in CAUSES:
+        outcome, why = CAUSES[cause]
+        return outcome, "lease" if cause == "lease" else "agent", why
+    if observed.domain.seen is Seen.FOREIGN:
+        return Outcome.FAILED, "agent", "foreign domain has this uuid"
+    if not record.journal.may_have_run:
+        return Outcome.FAILED, "agent", "it never ran"
+    if rebooted(record, now):
+        return Outcome.LOST, "agent", "host reboot"
+    if observed.domain.seen is Seen.OFF and observed.domain.reason in HYPERVISOR_REASONS:
+        return HYPERVISOR_REASONS[observed.domain.reason]
+    return Outcome.LOST, "agent", "it ran and is gone; nobody saw how"
+
+
+def ended(record: VmRecord, observed: Observed, now: Now) -> VmRecord:
+    """Write down a proven end: outcome, when, why; the disk is kept from now on."""
+    outcome, who, why = _how(record, observed, now)
+    desired = record.desired if record.desired is Desired.ABSENT else Desired.STOP
+    record = journaled(record, ended_at=now.at, ended_boot=now.boot_id)
+    return because(dataclasses.replace(record, outcome=outcome, desired=desired), who, why, now)
+
+
+def begin_stop(record: VmRecord, cause: str, at: float, grace_s: int, now: Now, why: str) -> VmRecord:
+    """We end it ourselves: the ladder began at boot time `at`.  A cause that is known already stays."""
+    record = dataclasses.replace(record, desired=Desired.STOP)
+    cause = record.journal.end_cause or cause
+    record = journaled(record, end_cause=cause, stop_at=at, stop_boot=now.boot_id, grace_s=grace_s, shutdowns=0)
+    return because(record, "lease" if cause == "lease" else "agent", why, now)
+
+
+def gave_up(record: VmRecord, action: Action, detail: str, now: Now) -> VmRecord:
+    """`action` was refused for good.  On the way to the first run the VM has failed; later it is told and goes on.
+
+    A guest that may be running is never ended for it: its command is answered at `ready_by_s`, its lease ends it.
+    """
+    record = because(record, "agent", f"{action.do.value}: {detail}", now)
+    unwanted = record.outcome is not None or record.desired in (Desired.STOP, Desired.ABSENT)
+    if action.do not in START_STEPS or unwanted or record.journal.may_have_run:
+        return record
+    record = dataclasses.replace(record, desired=Desired.ABSENT, outcome=Outcome.FAILED)
+    return journaled(record, end_cause="start", ended_at=now.at, ended_boot=now.boot_id)
+
+
+def rolled_back(record: VmRecord, why: str, now: Now) -> VmRecord:
+    """Another member of its atomic start failed: it goes at once.  One that has ended stays as it ended."""
+    if record.outcome is not None:
+        return record
+    record = journaled(dataclasses.replace(record, desired=Desired.ABSENT), end_cause="rollback")
+    return because(record, "agent", why, now)

@@ -1,0 +1,325 @@
+"""What is published (PROTOCOL 2): phases, full states, warnings, alerts, and their CloudEvents envelope.
+
+Rules: a `vm.state` is the whole truth about one VM, never a delta.  Every datum carries its age; members that change by
+themselves with time (`VOLATILE`) are left out of the digest that decides whether a state is published again.
+The shape of each `data` stands in `vmagent/schema/event.<type>.json`; readers ignore members that they do not know.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
+
+from vmagent.core import codec, lease, walltime
+from vmagent.core.changes import Epoch, OutboxRow
+from vmagent.core.limits import cpu_holds, cpu_limit
+from vmagent.core.model import (
+    CpuLimit,
+    Desired,
+    ForeignSeen,
+    HypervisorInfo,
+    Now,
+    Observed,
+    Owner,
+    Phase,
+    Seen,
+    VmRecord,
+    VmSpec,
+)
+from vmagent.core.policy import Policy
+
+PREFIX = "org.vmagent."
+TYPES: Mapping[str, int] = {
+    "vm.state": 1,
+    "vm.lease.warning": 1,
+    "host.state": 1,
+    "host.snapshot": 1,
+    "security.alert": 1,
+    "stream.gap": 1,
+}
+"""Every published type and the version of its schema."""
+
+VOLATILE: Tuple[Tuple[str, ...], ...] = (
+    ("observed_at",),
+    ("age_s",),
+    ("lease", "used_s"),
+    ("limits", "proven", "cpu", "proven_at"),
+)
+ROOT_DISKS = frozenset({"vda", "xvda", "sda", "hda"})
+
+
+# -- phases
+
+
+def is_ready(record: VmRecord, observed: Observed) -> bool:
+    """Running, proven, its disk attached, and on every interface a frame from an assigned address was seen.
+
+    Without interfaces storage alone decides.
+    """
+    domain, journal = observed.domain, record.journal
+    running = domain.seen is Seen.RUNNING and journal.may_have_run and journal.paused_by != "start"
+    stored = bool(ROOT_DISKS.intersection(domain.disks))
+    spoken = {i.device for i in record.spec.interfaces if i.addresses} <= set(observed.network_seen)
+    return running and stored and spoken
+
+
+def _phase_off(record: VmRecord, observed: Observed) -> Phase:
+    """No live domain."""
+    if record.outcome is not None:
+        return Phase.STOPPED
+    if record.journal.may_have_run or record.desired in (Desired.STOP, Desired.ABSENT):
+        return Phase.STOPPING
+    fetched = "overlay" in observed.leftovers or observed.domain.seen is not Seen.MISSING
+    return Phase.STARTING if fetched else Phase.FETCHING
+
+
+def _phase_running(record: VmRecord, observed: Observed) -> Phase:
+    if not record.journal.may_have_run or record.journal.paused_by == "start":
+        return Phase.STARTING
+    told = record.journal.ready_at is not None
+    return Phase.READY if told or is_ready(record, observed) else Phase.RUNNING
+
+
+def _phase_paused(record: VmRecord) -> Phase:
+    starting = record.desired is Desired.RUN and record.journal.paused_by in ("start", "resume")
+    return Phase.STARTING if starting else Phase.PAUSED
+
+
+def phase(record: VmRecord, observed: Observed) -> Phase:
+    """The word people see.  What cannot be seen is `unknown`, except what we know without looking."""
+    seen = observed.domain.seen
+    if record.closed:
+        return Phase.STOPPED
+    if seen is Seen.UNKNOWN:
+        begun = record.journal.attempt_boot or record.journal.may_have_run or record.outcome is not None
+        return Phase.UNKNOWN if begun else Phase.PENDING
+    if seen in (Seen.FOREIGN, Seen.STUCK):
+        return Phase(seen.value)
+    if seen in (Seen.MISSING, Seen.OFF, Seen.CRASHED):
+        return _phase_off(record, observed)
+    if record.outcome is not None or record.desired in (Desired.STOP, Desired.ABSENT) or seen is Seen.STOPPING:
+        return Phase.STOPPING
+    if seen is Seen.RUNNING:
+        return _phase_running(record, observed)
+    return Phase.PAUSED if seen is Seen.SAVED else _phase_paused(record)
+
+
+# -- vm.state
+
+
+def vm_state(record: VmRecord, observed: Observed, now: Now, policy: Policy) -> Dict[str, Any]:
+    """The `data` of vm.state.  `since` is the record's: whoever stores a change of phase sets it first."""
+    spec, domain = record.spec, observed.domain
+    last = record.reasons[-1] if record.reasons else None
+    data: Dict[str, Any] = {
+        "vm": spec.vm,
+        "host": policy.host,
+        "name": spec.name,
+        "generation": record.generation,
+        "desired": record.desired.value,
+        "phase": phase(record, observed).value,
+        "since": record.since_wall or record.accepted_wall,
+        "observed_at": _ago(domain.at, now),
+        "age_s": round(max(0.0, now.at - domain.at), 3),
+        "reason": last.why if last else "",
+        "reasons": [{"who": r.who, "why": r.why, "when": r.when_wall} for r in record.reasons],
+        "hypervisor": {"state": domain.seen.value, "reason": domain.reason},
+        "outcome": record.outcome.value if record.outcome else None,
+        "closed": record.closed,
+        "lease": _lease(record, now),
+        "limits": _limits(spec, observed, now),
+        "timings_ms": dict(record.timings_ms),
+        "alarms": list(record.journal.alarms),
+    }
+    data.update(_asked(spec))
+    return data
+
+
+def _asked(spec: VmSpec) -> Dict[str, Any]:
+    """The part of a state that never changes."""
+    return {
+        "owner": _owner(spec.owner),
+        "controller": spec.controller,
+        "command": spec.command,
+        "member": spec.member,
+        "image": codec.plain(spec.image),
+        "flavour": spec.flavour,
+        "cores": spec.cores,
+        "memory_mib": spec.memory_mib,
+        "disk_gib": spec.disk_gib,
+        "cpu_cap_core_percent": spec.cpu_cap_core_percent,
+        "interfaces": [
+            {"mac": i.mac, "addresses": list(i.addresses), "network": i.network, "device": i.device}
+            for i in spec.interfaces
+        ],
+        "tags": list(spec.tags),
+    }
+
+
+def _owner(owner: Owner) -> Dict[str, str]:
+    return {"subject": owner.subject, "fqan": owner.fqan, "vo": owner.vo}
+
+
+def _ago(at: float, now: Now) -> Optional[str]:
+    """Boot time `at` of this boot as wall time; None when it was never."""
+    if at <= 0.0:
+        return None
+    return walltime.text(walltime.seconds(now.wall) - max(0.0, now.at - at))
+
+
+def _lease(record: VmRecord, now: Now) -> Dict[str, Any]:
+    """`ends_at` is for people: reckoned from the wall time of the first resume, so it does not move."""
+    started = record.journal.started_wall
+    ends = walltime.text(walltime.seconds(started) + record.lifetime_s) if started else None
+    return {
+        "granted_s": record.lifetime_s,
+        "used_s": int(lease.used_s(record, now)),
+        "started_at": started or None,
+        "ends_at": ends,
+    }
+
+
+def _limits(spec: VmSpec, observed: Observed, now: Now) -> Dict[str, Any]:
+    """What was asked of the kernel, and what was read back from it and when."""
+    domain = observed.domain
+    proven: Dict[str, Any] = {}
+    if domain.cpu is not None and cpu_holds(spec, domain.cpu):
+        proven["cpu"] = {**_cpu(domain.cpu), "proven_at": _ago(domain.at, now)}
+    return {"wanted": {"cpu": _cpu(cpu_limit(spec))}, "proven": proven}
+
+
+def _cpu(limit: CpuLimit) -> Dict[str, int]:
+    return {"period_us": limit.period_us, "quota_us": limit.quota_us}
+
+
+def state_digest(data: Mapping[str, Any]) -> str:
+    """SHA-256 of a vm.state without what changes by itself."""
+    kept = copy.deepcopy(dict(data))
+    for path in VOLATILE:
+        _drop(kept, path)
+    return codec.digest(kept)
+
+
+def _drop(tree: Dict[str, Any], path: Sequence[str]) -> None:
+    for name in path[:-1]:
+        if not isinstance(tree.get(name), dict):
+            return
+        tree = tree[name]
+    tree.pop(path[-1], None)
+
+
+# -- the other messages
+
+
+def lease_warning(record: VmRecord, now: Now, before_s: int) -> Dict[str, Any]:
+    """The `data` of vm.lease.warning: the threshold that was passed, and what is really left."""
+    end = lease.ends_at(record)
+    return {
+        "vm": record.vm,
+        "name": record.spec.name,
+        "generation": record.generation,
+        "owner": _owner(record.spec.owner),
+        "controller": record.spec.controller,
+        "command": record.spec.command,
+        "tags": list(record.spec.tags),
+        "before_s": before_s,
+        "remaining_s": max(0, int((end if end is not None else now.at) - now.at)),
+        "lease": _lease(record, now),
+    }
+
+
+def host_state(
+    info: HypervisorInfo,
+    policy: Policy,
+    now: Now,
+    *,
+    epoch: Epoch,
+    version: str,
+    drained: bool,
+    degraded: Mapping[str, str],
+    commands: Sequence[str],
+    security: str,
+    certificates: Mapping[str, int],
+    capabilities: Mapping[str, Any],
+) -> Dict[str, Any]:
+    """The `data` of host.state.
+
+    degraded: part -> why; commands: schemas accepted ("vm.start/1"); security: "signed" | "broker";
+    certificates: file -> whole days left; capabilities: what this host's driver can really do (core/drivers.py).
+    """
+    return {
+        "site": policy.site,
+        "host": policy.host,
+        "instance": policy.instance,
+        "version": version,
+        "alive": True,
+        "at": now.wall,
+        "boot_id": now.boot_id,
+        "up_s": int(now.at),
+        "drained": drained,
+        "degraded": [{"part": part, "why": why} for part, why in sorted(degraded.items())],
+        "epoch": codec.plain(dataclasses.replace(epoch, set_aside="")),
+        "hypervisor": {**codec.plain(info), "since": _ago(info.since, now)},
+        "commands": sorted(commands),
+        "security": security,
+        "certificates": [{"file": file, "days_left": days} for file, days in sorted(certificates.items())],
+        "capabilities": codec.plain(capabilities),
+        "networks": [{"type": n.name, "addressing": n.addressing} for _, n in sorted(policy.networks.items())],
+        "flavours": sorted(policy.flavours),
+        "images": [{"id": i.id, "sha512": i.sha512, "format": i.format} for _, i in sorted(policy.images.items())],
+    }
+
+
+def host_snapshot(
+    host: Mapping[str, Any],
+    states: Sequence[Mapping[str, Any]],
+    foreign: Sequence[ForeignSeen],
+    sequences: Mapping[str, int],
+    epoch: Epoch,
+    now: Now,
+) -> Dict[str, Any]:
+    """The `data` of host.snapshot: host.state, every vm.state, and the last sequence of each stream before this."""
+    return {
+        "at": now.wall,
+        "host": dict(host),
+        "vms": [dict(state) for state in states],
+        "foreign": [codec.plain(f) for f in foreign],
+        "epoch": epoch.id,
+        "epochnumber": epoch.number,
+        "sequences": dict(sorted(sequences.items())),
+    }
+
+
+def security_alert(*, kind: str, detail: str, now: Now, **fields: Any) -> Dict[str, Any]:
+    """The `data` of security.alert; `fields` as the kind has them: vm, who, command, problem, count."""
+    return {"kind": kind, "detail": detail, "at": now.wall, **codec.plain(fields)}
+
+
+def stream_gap(stream: str, first: int, last: int, why: str, now: Now) -> Dict[str, Any]:
+    """The `data` of stream.gap: sequences `first` to `last` of `stream` will never come."""
+    return {"stream": stream, "first": first, "last": last, "count": last - first + 1, "why": why, "at": now.wall}
+
+
+# -- the envelope
+
+
+def cloud_event(row: OutboxRow, source: str) -> Dict[str, Any]:
+    """The row as a CloudEvents 1.0 message in structured mode; `source` is "//SITE/HOST"."""
+    name = row.type[len(PREFIX) :] if row.type.startswith(PREFIX) else row.type
+    sequence = f"{row.sequence:012d}"
+    return {
+        "specversion": "1.0",
+        "id": f"{row.epoch}-{row.stream}-{sequence}",
+        "source": source,
+        "type": row.type,
+        "subject": row.subject,
+        "time": row.time_wall,
+        "datacontenttype": "application/json",
+        "dataschema": f"urn:vmagent:schema:{name}:{TYPES.get(name, 1)}",
+        "stream": row.stream,
+        "sequence": sequence,
+        "epoch": row.epoch,
+        "epochnumber": row.epoch_number,
+        "data": dict(row.data),
+    }

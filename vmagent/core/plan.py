@@ -1,0 +1,313 @@
+"""The planner: one stored wish, one observation, the clocks and the policy in; what to commit and what to do out.
+
+The journal law: `Plan.record` is committed before `Plan.action` is performed, and says that it may have been.  So a
+crash between the two, or after both, needs nothing but another look and another plan.  Planning again from the
+committed record and the same observation gives the same action and leaves the record alone.  Three effects are counted
+instead, so that they are not repeated: an ACPI request (the next is due 10 s later), a reboot (at most once) and the
+renewal of the frame counters under a live guest (without it the guest is ready a little early or late, no more).
+
+A pause has three journals (`paused_by`).  "start": not proven; such a guest found RUNNING was let run by somebody else
+and is paused again.  "command": a controller's pause; before its resume the frame counters are watched anew, because
+ready means a frame seen after the last resume, and the proof is made anew.  "resume": proven, and the resume was
+committed; the first RUNNING seen after it clears it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Callable, Dict, Optional, Tuple
+
+from vmagent.core import lease
+from vmagent.core.actions import Action, Do
+from vmagent.core.alarms import Note, alarms, fresh_notes, unwatched
+from vmagent.core.ending import because, begin_stop, ended, gave_up, journaled, rebooted, rolled_back
+from vmagent.core.events import is_ready
+from vmagent.core.limits import cpu_holds, cpu_limit
+from vmagent.core.model import Desired, Now, Observed, Seen, Tag, VmRecord
+from vmagent.core.policy import Policy
+from vmagent.core.transitions import Facts, Step, step
+
+__all__ = ["Note", "Plan", "gave_up", "plan", "rolled_back", "tag_of"]
+
+LIVE = (Seen.RUNNING, Seen.PAUSED, Seen.STOPPING, Seen.STUCK)
+RESUMABLE = ("", "unknown", "user", "starting-up", "starting", "booted", "unpaused")
+"""libvirt's reasons of a pause that can be ours; all others (ioerror, snapshot, save, dump...) are somebody else's."""
+BROKEN = ("ioerror", "crashed")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `plan` decided.  `record` may equal the one put in; then nothing needs a commit."""
+
+    record: VmRecord
+    action: Optional[Action] = None
+    wake_at: Optional[float] = None  # boot time; None = nothing changes by time alone
+    warnings: Tuple[int, ...] = ()  # lease warnings to publish with this commit, seconds before the end
+    notes: Tuple[Note, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What a step's handler decides on."""
+
+    record: VmRecord
+    observed: Observed
+    now: Now
+    policy: Policy
+    facts: Facts
+
+    def act(self, do: Do, record: Optional[VmRecord] = None) -> _Done:
+        record = record or self.record
+        tagged = do in (Do.DEFINE, Do.RESUME, Do.WRITE_TAG)
+        limited = do in (Do.DEFINE, Do.APPLY_CPU)
+        tag = tag_of(record, self.policy.instance) if tagged else None
+        return record, Action(do, record.spec, tag, cpu_limit(record.spec) if limited else None)
+
+
+_Done = Tuple[VmRecord, Optional[Action]]
+
+
+def tag_of(record: VmRecord, instance: str) -> Tag:
+    """What the domain's metadata should say, so that the wish can be rebuilt from it."""
+    journal = record.journal
+    boot = lease.run_boot(journal) if journal.may_have_run else ""
+    return Tag(
+        instance, record.spec, record.generation, record.lifetime_s, record.accepted_wall,
+        boot, journal.started_at, journal.started_wall, journal.may_have_run,
+    )  # fmt: skip
+
+
+def plan(record: VmRecord, observed: Observed, now: Now, policy: Policy) -> Plan:
+    """The next step of one VM.  Pure and total."""
+    if record.closed:
+        return Plan(record)
+    before = record
+    record, warnings = _time_passed(record, observed, now, policy)
+    record = _seen(record, observed, now)
+    facts = _facts(record, observed, now)
+    following = step(record.desired, observed.domain.seen, facts)
+    if following is Step.END:
+        record = _keep(ended(record, observed, now), now)
+        facts = _facts(record, observed, now)
+        following = step(record.desired, observed.domain.seen, facts)
+    raised = alarms(record, observed, facts, following)
+    record, action = _HANDLERS[following](_Case(record, observed, now, policy, facts))
+    record = journaled(record, alarms=tuple(sorted(raised)))
+    notes = fresh_notes(before, raised, observed)
+    return Plan(record, action, _wake_at(record, observed, now, policy), warnings, notes)
+
+
+def _wake_at(record: VmRecord, observed: Observed, now: Now, policy: Policy) -> Optional[float]:
+    at = lease.wake_at(record, now, policy)
+    once = observed.domain.seen is Seen.MISSING and not observed.missing_twice and not record.closed
+    return min(now.at + lease.LOOK_AGAIN_S, now.at + lease.LOOK_AGAIN_S if at is None else at) if once else at
+
+
+# -- what changes in the wish before any step is chosen
+
+
+def _time_passed(record: VmRecord, observed: Observed, now: Now, policy: Policy) -> Tuple[VmRecord, Tuple[int, ...]]:
+    """Lease, start_by, keep and the host's reboot; with the warnings that are due."""
+    if record.outcome is not None:
+        return _keep(record, now), ()
+    if record.desired in (Desired.STOP, Desired.ABSENT):
+        if record.desired is Desired.STOP and record.journal.stop_at is None:
+            record = journaled(record, stop_at=now.at, stop_boot=now.boot_id)
+        return record, ()
+    if rebooted(record, now) and observed.domain.seen in LIVE:
+        why = "host reboot: its lease cannot be counted any more"
+        return begin_stop(record, "reboot", now.at, 0, now, why), ()
+    if lease.too_late_to_start(record, now):
+        why = f"not started within {record.spec.start_by_s} s"
+        return begin_stop(record, "start", now.at, 0, now, why), ()
+    if lease.expiring(record, now, policy):
+        grace = lease.grace_s(record, policy)
+        end = lease.ends_at(record) or now.at
+        return begin_stop(record, "lease", end - grace, grace, now, f"lease of {record.lifetime_s} s ends"), ()
+    due = lease.due_warnings(record, now, policy)
+    fresh = [s for s in due if s not in record.journal.warned_s]
+    return journaled(record, warned_s=due), tuple(fresh[-1:])
+
+
+def _keep(record: VmRecord, now: Now) -> VmRecord:
+    """After `keep_s` the disk of what ended goes too."""
+    if record.desired is Desired.ABSENT or not lease.kept_long_enough(record, now):
+        return record
+    return dataclasses.replace(record, desired=Desired.ABSENT)
+
+
+def _seen(record: VmRecord, observed: Observed, now: Now) -> VmRecord:
+    """What the observation itself settles in the journal."""
+    if observed.domain.seen is not Seen.RUNNING or record.outcome is not None:
+        return record
+    resumed = record.journal.paused_by == "resume"
+    overruled = record.journal.paused_by == "command" and record.desired is Desired.RUN
+    if resumed or overruled:
+        record = journaled(record, paused_by="")
+    if record.journal.ready_at is None and is_ready(record, observed):
+        record = journaled(record, ready_at=now.at)
+    return record
+
+
+def _facts(record: VmRecord, observed: Observed, now: Now) -> Facts:
+    journal, domain = record.journal, observed.domain
+    return Facts(
+        has_run=journal.may_have_run,
+        ended=record.outcome is not None,
+        missing_twice=observed.missing_twice,
+        process="process" in observed.leftovers,
+        unproven=not journal.may_have_run or journal.paused_by == "start",
+        paused_by_us=journal.paused_by != "" and domain.reason in RESUMABLE,
+        proven=cpu_holds(record.spec, domain.cpu),
+        io_error=domain.reason in BROKEN,
+        grace_over=lease.grace_over(record, now),
+        left=bool(observed.leftovers - {"process"}),
+        attempted=journal.attempt_boot != "",
+    )
+
+
+# -- one handler per step
+
+
+def _nothing(case: _Case) -> _Done:
+    return case.record, None
+
+
+def _prepared(case: _Case, then: Callable[[_Case], _Done]) -> _Done:
+    """Overlay, seed and counters exist before the domain does and before it starts."""
+    left = case.observed.leftovers
+    if "overlay" not in left:
+        return case.act(Do.MAKE_OVERLAY)
+    if "seed" not in left:
+        return case.act(Do.MAKE_SEED)
+    if "witness" not in left and case.record.spec.interfaces:
+        return case.act(Do.WATCH_NETWORK)
+    return then(case)
+
+
+def _define(case: _Case) -> _Done:
+    return _prepared(case, lambda c: c.act(Do.DEFINE))
+
+
+def _start(case: _Case) -> _Done:
+    def start(c: _Case) -> _Done:
+        return c.act(Do.START_PAUSED, journaled(c.record, attempt_boot=c.now.boot_id, paused_by="start"))
+
+    return _prepared(case, start)
+
+
+def _resume(case: _Case) -> _Done:
+    """Commits `may_have_run`, and with the first one the beginning of the lease."""
+    journal = case.record.journal
+    if journal.paused_by == "command" and case.record.desired is Desired.RUN and case.record.spec.interfaces:
+        return case.act(Do.WATCH_NETWORK, journaled(case.record, paused_by="start"))
+    record = journaled(_begun(case.record, case.now), paused_by="resume", ready_at=None)
+    return case.act(Do.RESUME, record)
+
+
+def _begun(record: VmRecord, now: Now) -> VmRecord:
+    if record.journal.started_at is not None:
+        return journaled(record, may_have_run=True)
+    return journaled(
+        record, may_have_run=True, started_at=now.at, started_boot=now.boot_id, started_wall=now.wall
+    )  # fmt: skip
+
+
+def _pause(case: _Case) -> _Done:
+    record = case.record
+    if case.facts.unproven:
+        # It executes already: at most once counts from here, and so does the lease.
+        record = journaled(_begun(record, case.now), attempt_boot=record.journal.attempt_boot or case.now.boot_id)
+        return case.act(Do.PAUSE, journaled(record, paused_by="start"))
+    return case.act(Do.PAUSE, journaled(record, paused_by="command"))
+
+
+def _hold(case: _Case) -> _Done:
+    """What a running guest may need: its limit, its counters, its tag, the reboot it is owed."""
+    mended = _mend(case)
+    if mended is not None:
+        return case.act(mended)
+    journal = case.record.journal
+    if journal.reboot_done < journal.reboot_wanted:
+        return case.act(Do.REBOOT, journaled(case.record, reboot_done=journal.reboot_wanted))
+    return _rest(case)
+
+
+def _mend(case: _Case) -> Optional[Do]:
+    domain = case.observed.domain
+    if domain.cpu is not None and not case.facts.proven:
+        return Do.APPLY_CPU
+    begins = "witness-drift" not in case.record.journal.alarms
+    if begins and unwatched(case.record, case.observed):
+        return Do.WATCH_NETWORK
+    return None
+
+
+def _rest(case: _Case) -> _Done:
+    """A live domain's tag follows the wish, or a lost store would be rebuilt from an old one."""
+    domain = case.observed.domain
+    stale = domain.tag is not None and _stale(domain.tag, tag_of(case.record, case.policy.instance))
+    return case.act(Do.WRITE_TAG) if stale and domain.seen in LIVE else (case.record, None)
+
+
+def _stale(seen: Tag, wanted: Tag) -> bool:
+    return (seen.generation, seen.lifetime_s, seen.may_have_run) != (
+        wanted.generation,
+        wanted.lifetime_s,
+        wanted.may_have_run,
+    )
+
+
+def _shutdown(case: _Case) -> _Done:
+    journal = case.record.journal
+    if case.now.at >= lease.shutdown_at(journal):
+        return case.act(Do.SHUTDOWN, journaled(case.record, shutdowns=lease.shutdowns_by(journal, case.now)))
+    drifted = case.observed.domain.cpu is not None and not case.facts.proven
+    return case.act(Do.APPLY_CPU) if drifted else (case.record, None)
+
+
+def _destroy(case: _Case) -> _Done:
+    record = case.record
+    crashed = case.observed.domain.seen is Seen.CRASHED and record.journal.may_have_run
+    if crashed and not record.journal.end_cause and record.outcome is None:
+        record = because(journaled(record, end_cause="crash"), "libvirt", "the guest or its QEMU died", case.now)
+    return case.act(Do.DESTROY, record)
+
+
+def _clean_up(case: _Case) -> _Done:
+    """Files first, then the counters once no interface is left that they guard; interfaces go by themselves."""
+    left = case.observed.leftovers
+    if left & {"overlay", "seed"}:
+        return case.act(Do.CLEAN_UP)
+    if "witness" in left and "interface" not in left:
+        return case.act(Do.UNWATCH_NETWORK)
+    return case.record, None
+
+
+def _close(case: _Case) -> _Done:
+    return dataclasses.replace(case.record, closed=True), None
+
+
+def _simply(do: Do) -> Callable[[_Case], _Done]:
+    return lambda case: case.act(do)
+
+
+_HANDLERS: Dict[Step, Callable[[_Case], _Done]] = {
+    Step.REST: _rest,
+    Step.WAIT: _nothing,
+    Step.REPORT: _nothing,
+    Step.REFUSE: _nothing,
+    Step.DEFINE: _define,
+    Step.START: _start,
+    Step.DISCARD: _simply(Do.DISCARD_SAVED),
+    Step.HOLD: _hold,
+    Step.PROVE: _simply(Do.APPLY_CPU),
+    Step.RESUME: _resume,
+    Step.PAUSE: _pause,
+    Step.SHUTDOWN: _shutdown,
+    Step.DESTROY: _destroy,
+    Step.UNDEFINE: _simply(Do.UNDEFINE),
+    Step.CLEAN_UP: _clean_up,
+    Step.CLOSE: _close,
+}

@@ -1,0 +1,169 @@
+"""Final replies: when a command that was accepted is done, or has failed, member by member (PROTOCOL 3, Reply).
+
+A member is judged from the stored wish and the phase seen, so a judgement can be made again after any crash.  The last
+reply goes out when every member is settled: `done` when all are, else `failed`, with one entry per member.
+
+Past `ready_by_s` a start is answered as failed and nothing is killed for it.  An atomic start is all or nothing: when
+one member ends before it was ready, the others are rolled back (`rollbacks`), and the reply waits until they have ended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+
+from vmagent.core import lease
+from vmagent.core.changes import CommandRow
+from vmagent.core.model import Desired, Now, Phase, VmRecord
+from vmagent.errors import Problem
+
+Members = Mapping[str, Tuple[VmRecord, Phase]]
+UP = (Phase.RUNNING, Phase.READY)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """status: "pending" | "done" | "failed"; a failed one says why."""
+
+    status: str
+    problem: Optional[Problem] = None
+
+
+PENDING = Judgement("pending")
+DONE = Judgement("done")
+
+
+def _failed(type: str, detail: str, **fields: Any) -> Judgement:
+    return Judgement("failed", Problem(type, detail, **fields))
+
+
+def _over(record: VmRecord) -> Judgement:
+    outcome = record.outcome.value if record.outcome else "unknown"
+    why = record.reasons[-1].why if record.reasons else outcome
+    return _failed("ended", f"it ended first ({outcome}): {why}", outcome=outcome)
+
+
+def _start(record: VmRecord, phase: Phase, now: Now) -> Judgement:
+    journal = record.journal
+    if journal.end_cause != "rollback" and journal.ready_at is not None:
+        return DONE
+    if record.outcome is not None:
+        return _over(record)
+    late = journal.started_at is not None and journal.end_cause == "" and (
+        lease.elapsed(journal.started_at, lease.run_boot(journal), now) >= record.spec.ready_by_s
+    )
+    if late:
+        return _failed("not-ready", f"{phase.value}, but not ready within {record.spec.ready_by_s} s; it goes on")
+    return PENDING
+
+
+def _end(record: VmRecord, phase: Phase, now: Now) -> Judgement:
+    return DONE if record.outcome is not None and phase is Phase.STOPPED else PENDING
+
+
+def _superseded(record: VmRecord) -> Judgement:
+    return _failed("superseded", f"a later command wants it to {record.desired.value}", desired=record.desired.value)
+
+
+def _pause(record: VmRecord, phase: Phase, now: Now) -> Judgement:
+    if record.outcome is not None:
+        return _over(record)
+    if phase is Phase.PAUSED and record.desired is Desired.PAUSED:
+        return DONE
+    return PENDING if record.desired is Desired.PAUSED else _superseded(record)
+
+
+def _resume(record: VmRecord, phase: Phase, now: Now) -> Judgement:
+    if record.outcome is not None:
+        return _over(record)
+    if record.desired is not Desired.RUN:
+        return _superseded(record)
+    if phase is Phase.PAUSED and record.journal.paused_by == "":
+        return _failed("paused-by-others", "it was not paused by us, so it is not resumed by us")
+    return DONE if phase in UP else PENDING
+
+
+def _reboot(record: VmRecord, phase: Phase, now: Now) -> Judgement:
+    if record.journal.reboot_done >= record.journal.reboot_wanted:
+        return DONE
+    return _over(record) if record.outcome is not None else PENDING
+
+
+def _at_once(record: VmRecord, phase: Phase, now: Now) -> Judgement:
+    return DONE
+
+
+JUDGES: Mapping[str, Callable[[VmRecord, Phase, Now], Judgement]] = {
+    "vm.start": _start,
+    "vm.stop": _end,
+    "vm.kill": _end,
+    "vm.pause": _pause,
+    "vm.resume": _resume,
+    "vm.reboot": _reboot,
+    "vm.extend": _at_once,
+}
+"""Verbs whose effect takes time; every other verb is done at its commit."""
+
+FORGOTTEN: Mapping[str, Judgement] = {"vm.stop": DONE, "vm.kill": DONE}
+"""What a member means that is remembered no more: it ended long ago."""
+
+
+def _verb(row: CommandRow) -> str:
+    return row.schema.split("/", 1)[0]
+
+
+def judge(row: CommandRow, vm: str, members: Members, now: Now) -> Judgement:
+    """One member of one command."""
+    known = members.get(vm)
+    if known is None:
+        return FORGOTTEN.get(_verb(row), _failed("not-found", "nothing is known of it any more"))
+    return JUDGES.get(_verb(row), _at_once)(known[0], known[1], now)
+
+
+def verdict(row: CommandRow, members: Members, now: Now) -> Optional[CommandRow]:
+    """The row with its final status and reply, or None while something is pending or when it has one already."""
+    if row.status != "accepted":
+        return None
+    judged = {vm: judge(row, vm, members, now) for vm in row.members}
+    if any(one is PENDING for one in judged.values()) or rollbacks(row, members):
+        return None
+    entries = [_entry(row, vm, judged[vm], members.get(vm)) for vm in row.members] + _refused(row)
+    bad = [entry for entry in entries if entry["status"] != "done"]
+    status = "failed" if bad else "done"
+    reply: Dict[str, Any] = {"command": row.id, "status": status, "result": {"members": entries}}
+    if bad:
+        detail = f"{len(bad)} of {len(entries)} failed; the first: {bad[0]['problem']['detail']}"
+        reply["problem"] = Problem(bad[0]["problem"]["type"], detail, failed=len(bad), of=len(entries)).as_json()
+    return dataclasses.replace(row, status=status, reply=reply)
+
+
+def _entry(row: CommandRow, vm: str, judged: Judgement, known: Optional[Tuple[VmRecord, Phase]]) -> Dict[str, Any]:
+    entry: Dict[str, Any] = {"vm": vm, "member": row.members.index(vm), "status": judged.status}
+    if known is not None:
+        entry["member"] = known[0].spec.member
+        entry["phase"] = known[1].value
+        entry["outcome"] = known[0].outcome.value if known[0].outcome else None
+    if judged.problem is not None:
+        entry["problem"] = judged.problem.as_json()
+    return entry
+
+
+def _refused(row: CommandRow) -> List[Dict[str, Any]]:
+    """Members of a bulk that were refused at once stand in the first reply, and in the last one again."""
+    result = row.reply.get("result")
+    told = result.get("members", ()) if isinstance(result, Mapping) else ()
+    return [dict(entry) for entry in told if entry.get("status") == "refused"]
+
+
+def rollbacks(row: CommandRow, members: Members) -> Tuple[str, ...]:
+    """VMs of an atomic start to end now, because a member ended before it was ready.  Empty once that is under way."""
+    if _verb(row) != "vm.start" or not row.args.get("atomic") or row.status != "accepted":
+        return ()
+    records = [members[vm][0] for vm in row.members if vm in members]
+    if not any(r.journal.end_cause == "rollback" or _never_ready(r) for r in records):
+        return ()
+    return tuple(r.vm for r in records if r.outcome is None and r.journal.end_cause != "rollback")
+
+
+def _never_ready(record: VmRecord) -> bool:
+    return record.outcome is not None and record.journal.ready_at is None
