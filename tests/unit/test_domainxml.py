@@ -1,0 +1,206 @@
+"""Domain XML: golden files per hypervisor (REGENERATE=1 writes them anew), libvirt's own schema, and the tag."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from tests.support import building
+from vmagent.core import limits
+from vmagent.core.domainxml import LONGEST_TAG, NAMESPACE, domain_xml, live_parts, read_tag, tag_xml
+from vmagent.core.drivers import PROFILES
+from vmagent.core.model import CpuLimit
+
+DATA = Path(__file__).parent.parent / "data" / "domains"
+OVERLAY, SEED, GOLDEN = "/var/lib/vmagent/overlays/a.qcow2", "/var/lib/vmagent/seeds/a.iso", "/srv/images/tiny.qcow2"
+UNLIMITED = CpuLimit(100_000, -1)
+
+
+def two_nics(**kw):
+    one = building.spec()
+    nics = (building.interface(one.vm), building.interface(one.vm, 1, network="storage", bridge="br-st", mtu=9000))
+    return building.spec(interfaces=nics, cores=2, **kw)
+
+
+def xml_of(profile="kvm", spec=None, cpu=None, tag=None, overlay=OVERLAY, seed=SEED, golden=GOLDEN):
+    spec = spec or building.spec()
+    tag = tag or building.tag(building.record(spec=spec))
+    cpu = limits.cpu_limit(spec) if cpu is None else cpu
+    return domain_xml(spec, tag, PROFILES[profile], overlay, seed, golden, cpu)
+
+
+CASES = {
+    **{name: (name, building.spec(), None) for name in PROFILES},
+    "kvm-two-nics-no-cap": ("kvm", two_nics(cpu_cap_core_percent=None), None),
+    "kvm-no-network": ("kvm", building.spec(interfaces=(), tags=()), None),
+    "qemu-awkward-text": ("qemu", building.spec(name="<&>\"'\u00e9\u4e2d\n]]>", tags=("</vma:vm>",)), None),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden_file(name):
+    profile, spec, cpu = CASES[name]
+    made = xml_of(profile, spec, cpu)
+    golden = DATA / f"{name}.xml"
+    if os.environ.get("REGENERATE") == "1":
+        golden.write_text(made, encoding="utf-8")
+    assert made == golden.read_text(encoding="utf-8")
+
+
+def test_no_golden_file_without_its_case():
+    assert {path.stem for path in DATA.glob("*.xml")} == set(CASES)
+
+
+@pytest.mark.skipif(not shutil.which("virt-xml-validate"), reason="virt-xml-validate is not installed")
+@pytest.mark.parametrize("name", CASES)
+def test_libvirts_own_schema_takes_it(name):
+    done = subprocess.run(
+        ["virt-xml-validate", str(DATA / f"{name}.xml"), "domain"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_golden_image_is_named_in_the_chain_and_never_handed_over():
+    backing = ElementTree.fromstring(xml_of()).find("devices/disk/backingStore")
+    assert backing.find("source").get("file") == GOLDEN
+    assert backing.find("source/seclabel").attrib == {"model": "dac", "relabel": "no"}
+    assert backing.find("format").get("type") == "qcow2"
+    assert len(backing.find("backingStore")) == 0, "the chain ends there: libvirt must not probe further"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_nothing_but_the_overlay_is_writable(profile):
+    disks = ElementTree.fromstring(xml_of(profile)).findall("devices/disk")
+    writable = [d.find("source").get("file") for d in disks if d.find("readonly") is None]
+    assert writable == [OVERLAY]
+
+
+@pytest.mark.parametrize("profile", ["kvm", "qemu"])
+def test_the_cap_is_in_the_definition_before_anything_runs(profile):
+    tune = ElementTree.fromstring(xml_of(profile)).find("cputune")
+    assert {e.tag: e.text for e in tune} == {
+        "period": "100000", "quota": "50000", "emulator_period": "100000", "emulator_quota": "50000",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("profile,cpu", [("kvm", UNLIMITED), ("test", None), ("xen-pv", None)])
+def test_no_cputune_where_there_is_no_cap_or_the_driver_has_no_quota(profile, cpu):
+    assert ElementTree.fromstring(xml_of(profile, cpu=cpu)).find("cputune") is None
+
+
+def test_qemus_own_thread_keeps_enough_to_answer():
+    assert limits.emulator_limit(CpuLimit(100_000, 1_000)) == CpuLimit(100_000, 20_000)
+    assert limits.emulator_limit(CpuLimit(100_000, 90_000)) == CpuLimit(100_000, 90_000)
+    assert limits.emulator_limit(UNLIMITED) == UNLIMITED
+
+
+def test_a_credit_cap_reads_back_as_the_limit_that_was_wanted():
+    for cores in (1, 2, 3, 7, 64):
+        for cap in (1, 2, 33, 50, 99, 100, 101, 250, 6400):
+            spec = building.spec(cores=cores, cpu_cap_core_percent=cap)
+            written = limits.credit_cap(spec, limits.cpu_limit(spec))
+            assert limits.cpu_holds(spec, limits.from_credit_cap(spec, written)), (cores, cap, written)
+    free = building.spec(cpu_cap_core_percent=None)
+    assert limits.credit_cap(free, limits.cpu_limit(free)) == 0
+    assert limits.from_credit_cap(free, 0).quota_us == -1
+
+
+@pytest.mark.parametrize("bad", ["a\x00b", "a\nb", "a\x1fb", "a\ud800b", "a\ufffeb"])
+@pytest.mark.parametrize("where", ["overlay", "seed", "golden", "bridge"])
+def test_what_xml_cannot_carry_is_refused(bad, where):
+    if where == "bridge":
+        spec = building.spec(interfaces=(building.interface(building.spec().vm, bridge=bad),))
+        with pytest.raises(ValueError, match="not allowed in XML"):
+            xml_of(spec=spec)
+        return
+    with pytest.raises(ValueError, match="not allowed in XML"):
+        xml_of(**{where: bad})
+
+
+def test_a_path_that_looks_like_xml_stays_a_path():
+    evil = "/x'/><emulator>/bin/sh</emulator><y a='"
+    root = ElementTree.fromstring(xml_of(overlay=evil))
+    assert root.find("devices/disk/source").get("file") == evil
+    assert root.find(".//emulator") is None
+
+
+def test_live_parts_are_read_from_what_was_written():
+    spec = two_nics()
+    assert live_parts(xml_of(spec=spec)) == (tuple(i.device for i in spec.interfaces), ("vda", "vdb"))
+    with pytest.raises(ValueError, match="not a domain"):
+        live_parts("<domain>")
+
+
+# -- the tag
+
+
+def test_the_tag_comes_back_whole():
+    choice = random.Random(7)
+    letters = "aZ9 <>&'\"]\n\t\u00e9\u4e2d\U0001f600"
+    for _ in range(200):
+        word = "".join(choice.choice(letters) for _ in range(choice.randrange(30)))
+        spec = building.spec(
+            name=word, tags=(word, "x"), cores=choice.randrange(1, 65), interfaces=two_nics().interfaces
+        )
+        tag = building.tag(spec and building.record(spec=spec), started_at=choice.choice([None, 12.5, 7]))
+        assert read_tag(tag_xml(tag)) == tag
+        inside = ElementTree.fromstring(xml_of(spec=spec, tag=tag)).find(f"metadata/{{{NAMESPACE}}}vm")
+        assert read_tag(ElementTree.tostring(inside, encoding="unicode")) == tag
+
+
+def test_libvirt_may_drop_the_name_space():
+    tag = building.tag()
+    text = ElementTree.fromstring(tag_xml(tag)).text
+    bare = ElementTree.Element("vm")
+    bare.text = text
+    assert read_tag(ElementTree.tostring(bare, encoding="unicode")) == tag
+
+
+def odd_tags():
+    def changed(**kw):
+        raw = json.loads(ElementTree.fromstring(tag_xml(building.tag())).text)
+        for path, value in kw.items():
+            place = raw
+            *parents, last = path.split("__")
+            for parent in parents:
+                place = place[parent]
+            place[last] = value
+        element = ElementTree.Element("vm")
+        element.text = json.dumps(raw)
+        return ElementTree.tostring(element, encoding="unicode")
+
+    good = tag_xml(building.tag())
+    return {
+        "empty": "",
+        "no xml": "<vm",
+        "other element": good.replace("vma:vm", "vma:wm"),
+        "other name space": good.replace("/domain/1", "/domain/2"),
+        "children": "<vm><x/></vm>",
+        "no json": "<vm>hello</vm>",
+        "json of another kind": "<vm>[1]</vm>",
+        "nothing in it": "<vm>{}</vm>",
+        "a doctype": "<!DOCTYPE vm [<!ENTITY a 'b'>]><vm>&a;</vm>",
+        "too long": "<vm>" + " " * LONGEST_TAG + "</vm>",
+        "too deep": "<vm>" + "[" * 30000 + "</vm>",
+        "a generation in words": changed(generation="one"),
+        "true as a number": changed(spec__cores=True),
+        "an unknown member": changed(colour="red"),
+        "an unknown member of the spec": changed(spec__colour="red"),
+        "no uuid": changed(spec__vm="../../etc"),
+        "a uuid in another form": changed(spec__vm=building.spec().vm.upper()),
+        "a spec that is text": changed(spec="x"),
+        "no image": changed(spec__image=None),
+    }
+
+
+@pytest.mark.parametrize("name", odd_tags())
+def test_odd_tags_are_refused(name):
+    with pytest.raises(ValueError):
+        read_tag(odd_tags()[name])

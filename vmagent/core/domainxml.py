@@ -1,0 +1,228 @@
+"""One model of a guest -> libvirt's domain XML for KVM, QEMU, Xen and test; and our tag in it, both ways.
+
+Rules
+
+1. Built as a tree and serialised by ElementTree, never pasted; every value passes `_text`, which refuses what XML
+   cannot carry.  What differs between hypervisors is read from the `Profile`.
+2. The whole backing chain is written out.  libvirt then does not hand the golden image to QEMU's user: the source
+   carries `<seclabel model='dac' relabel='no'/>` (FACTS F19).
+3. Overlays go through the host's page cache: a guest's flush still reaches the disk, guests on one golden image share
+   its pages, and it works on every file system (cache=none needs O_DIRECT).
+4. A guest boots from its overlay only: no network boot ROM, no graphics, no USB, no balloon.
+
+The tag is one element of our name space in <metadata>; its text is the canonical JSON of `model.Tag`.  libvirt hands it
+out with or without the name space declaration, so only the local name is compared.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+import xml.etree.ElementTree as ElementTree
+from typing import Any, Mapping, Optional, Tuple, Type, Union
+from xml.etree.ElementTree import Element
+
+from vmagent.core import codec, limits
+from vmagent.core.drivers import Profile
+from vmagent.core.identity import domain_name
+from vmagent.core.model import CpuLimit, Interface, Tag, VmSpec
+
+NAMESPACE = "https://vmagent.org/xmlns/domain/1"
+PREFIX = "vma"
+LONGEST_TAG = 65536  # characters
+AGENT_CHANNEL = "org.qemu.guest_agent.0"
+_NOT_TEXT = re.compile("[^\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # no control characters at all
+
+ElementTree.register_namespace(PREFIX, NAMESPACE)
+
+
+def _text(value: Union[str, int]) -> str:
+    text = str(value)
+    if _NOT_TEXT.search(text):
+        raise ValueError(f"not allowed in XML: {text[:80]!r}")
+    return text
+
+
+def _add(
+    parent: Element, element: str, text: Optional[Union[str, int]] = None, /, **attributes: Union[str, int]
+) -> Element:
+    """A child; an attribute with the value "" is left out."""
+    written = {key: _text(value) for key, value in attributes.items() if value != ""}
+    child = ElementTree.SubElement(parent, element, written)
+    if text is not None:
+        child.text = _text(text)
+    return child
+
+
+def domain_xml(
+    spec: VmSpec, tag: Tag, profile: Profile, overlay: str, seed: str, golden: str, cpu: CpuLimit
+) -> str:
+    """The definition of this VM.  Paths are absolute; `golden` has the format `spec.image.format`.
+
+    Errors: ValueError for a value that XML cannot carry.
+    """
+    domain = Element("domain", {"type": profile.domain_type})
+    _add(domain, "name", domain_name(spec.vm))
+    _add(domain, "uuid", spec.vm)
+    _add(domain, "metadata").append(_tag_element(tag))
+    _add(domain, "memory", spec.memory_mib, unit="MiB")
+    _add(domain, "currentMemory", spec.memory_mib, unit="MiB")
+    _add(domain, "vcpu", spec.cores, placement="static")
+    _cputune(domain, profile, cpu)
+    _machine(domain, profile)
+    for event, then in (("on_poweroff", "destroy"), ("on_reboot", "restart"), ("on_crash", "destroy")):
+        _add(domain, event, then)
+    devices = _add(domain, "devices")
+    _disks(devices, spec, profile, overlay, seed, golden)
+    for interface in spec.interfaces:
+        _interface(devices, interface, profile)
+    _others(devices, profile)
+    ElementTree.indent(domain)
+    return ElementTree.tostring(domain, encoding="unicode") + "\n"
+
+
+def _cputune(domain: Element, profile: Profile, cpu: CpuLimit) -> None:
+    if profile.cpu_cap != "quota" or cpu.quota_us < 0:
+        return
+    cputune = _add(domain, "cputune")
+    emulator = limits.emulator_limit(cpu)
+    _add(cputune, "period", cpu.period_us)
+    _add(cputune, "quota", cpu.quota_us)
+    _add(cputune, "emulator_period", emulator.period_us)
+    _add(cputune, "emulator_quota", emulator.quota_us)
+
+
+def _machine(domain: Element, profile: Profile) -> None:
+    if profile.bootloader:
+        _add(domain, "bootloader", profile.bootloader)
+    os = _add(domain, "os")
+    _add(os, "type", profile.os_type, machine=profile.machine)
+    if profile.os_type == "hvm":
+        _add(os, "boot", dev="hd")
+        features = _add(domain, "features")
+        _add(features, "acpi")
+        _add(features, "apic")
+    if profile.cpu_mode:
+        _add(domain, "cpu", mode=profile.cpu_mode, check="none")
+    _add(domain, "clock", offset="utc")
+
+
+def _disks(devices: Element, spec: VmSpec, profile: Profile, overlay: str, seed: str, golden: str) -> None:
+    first, second = profile.disk_names
+    disk = _add(devices, "disk", type="file", device="disk")
+    _add(disk, "driver", name="qemu", type="qcow2", cache="writeback", discard="unmap")
+    _add(disk, "source", file=overlay)
+    if profile.backing_chain:
+        backing = _add(disk, "backingStore", type="file")
+        _add(backing, "format", type=spec.image.format)
+        _add(_add(backing, "source", file=golden), "seclabel", model="dac", relabel="no")
+        _add(backing, "backingStore")
+    _add(disk, "target", dev=first, bus=profile.disk_bus)
+    disk = _add(devices, "disk", type="file", device="disk")
+    _add(disk, "driver", name="qemu", type="raw")
+    _add(disk, "source", file=seed)
+    _add(disk, "target", dev=second, bus=profile.disk_bus)
+    _add(disk, "readonly")
+
+
+def _interface(devices: Element, interface: Interface, profile: Profile) -> None:
+    nic = _add(devices, "interface", type="bridge")
+    _add(nic, "mac", address=interface.mac)
+    _add(nic, "source", bridge=interface.bridge)
+    _add(nic, "target", dev=interface.device)
+    if profile.nic_model:
+        _add(nic, "model", type=profile.nic_model)
+    if profile.nic_mtu:
+        _add(nic, "mtu", size=interface.mtu)
+    if profile.paravirtual_devices:
+        _add(nic, "rom", enabled="no")
+
+
+def _others(devices: Element, profile: Profile) -> None:
+    if profile.console == "serial":
+        _add(_add(devices, "serial", type="pty"), "target", port=0)
+    _add(_add(devices, "console", type="pty"), "target", type=profile.console, port=0)
+    if not profile.paravirtual_devices:
+        return
+    _add(_add(devices, "channel", type="unix"), "target", type="virtio", name=AGENT_CHANNEL)
+    _add(devices, "controller", type="usb", model="none")
+    _add(_add(devices, "rng", model="virtio"), "backend", "/dev/urandom", model="random")
+    _add(devices, "memballoon", model="none")
+
+
+def _tag_element(tag: Tag) -> Element:
+    element = Element(f"{{{NAMESPACE}}}vm")
+    element.text = _text(codec.canonical(tag))
+    return element
+
+
+def tag_xml(tag: Tag) -> str:
+    """The tag's element alone, as virDomainSetMetadata takes it."""
+    return ElementTree.tostring(_tag_element(tag), encoding="unicode")
+
+
+_STRING, _WHOLE = (str,), (int,)
+_TAG_MEMBERS: Mapping[str, Tuple[Type[Any], ...]] = {
+    "instance": _STRING,
+    "generation": _WHOLE,
+    "lifetime_s": _WHOLE,
+    "accepted_wall": _STRING,
+    "boot_id": _STRING,
+    "started_at": (int, float, type(None)),
+    "started_wall": _STRING,
+    "may_have_run": (bool,),
+}
+_SPEC_MEMBERS: Mapping[str, Tuple[Type[Any], ...]] = {
+    "vm": _STRING,
+    "name": _STRING,
+    "cores": _WHOLE,
+    "memory_mib": _WHOLE,
+    "disk_gib": _WHOLE,
+    "cpu_cap_core_percent": (int, type(None)),
+    "controller": _STRING,
+    "command": _STRING,
+    "member": _WHOLE,
+}
+
+
+def read_tag(xml: str) -> Tag:
+    """The tag in its element.  Errors: ValueError for anything that is not exactly a tag of ours."""
+    if len(xml) > LONGEST_TAG:
+        raise ValueError(f"the tag is longer than {LONGEST_TAG} characters")
+    if "<!" in xml:
+        raise ValueError("the tag holds a declaration or comment")
+    try:
+        element = ElementTree.fromstring(xml)
+        tag = codec.tag_from_json(json.loads(_tag_text(element)))
+        _typed(tag, _TAG_MEMBERS)
+        _typed(tag.spec, _SPEC_MEMBERS)
+        if str(uuid.UUID(tag.spec.vm)) != tag.spec.vm:
+            raise ValueError("the VM id is not in canonical form")
+    except (ElementTree.ParseError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"not a tag: {type(error).__name__} {error}") from None
+    return tag
+
+
+def _tag_text(element: Element) -> str:
+    namespace, _, name = element.tag.rpartition("}")
+    if name != "vm" or namespace not in ("", f"{{{NAMESPACE}") or len(element):
+        raise ValueError(f"not our element: {element.tag[:80]}")
+    return element.text or ""
+
+
+def _typed(value: Any, members: Mapping[str, Tuple[Type[Any], ...]]) -> None:
+    for name, types in members.items():
+        if type(getattr(value, name)) not in types:
+            raise ValueError(f"{name} has the wrong type")
+
+
+def live_parts(xml: str) -> Tuple[Tuple[str, ...], Tuple[str, ...]]:
+    """(host-side interface names, disk targets) of a domain's XML as libvirt gives it.  Errors: ValueError."""
+    try:
+        root = ElementTree.fromstring(xml)
+    except ElementTree.ParseError as error:
+        raise ValueError(f"not a domain: {error}") from None
+    devices = tuple(t.get("dev", "") for t in root.iterfind("devices/interface/target"))
+    disks = tuple(t.get("dev", "") for t in root.iterfind("devices/disk/target"))
+    return devices, disks

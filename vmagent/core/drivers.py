@@ -1,0 +1,191 @@
+"""The one place where hypervisors differ: a declared table of driver profiles, and the choice among them.
+
+Observation, actions, limits, the domain XML and the published capabilities read a `Profile`; nobody else asks which
+hypervisor this is.  Sources: FACTS 5 and 1 (F10), libvirt's driver support tables.
+
+Choosing (`pick`).  libvirt says which domain types it would start, but not whether hardware virtualisation is real:
+a host whose /dev/kvm runs firmware only (software KVM) is offered as `kvm` as well.  On x86 the processor itself must
+show `vmx` or `svm`; elsewhere libvirt's word is taken.  Without it there is emulation, which the site may forbid.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from typing import FrozenSet, Mapping, Optional, Tuple
+
+from vmagent.core.actions import Do
+
+X86 = ("x86_64", "i686")
+HARDWARE_FLAGS = frozenset({"vmx", "svm"})
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What one kind of guest on one kind of host is, and what its driver can do.
+
+    cpu_cap: "quota" = period and quota per vCPU, "credit" = cap of the credit scheduler in percent of one core,
+    "none" = this driver cannot limit, so a wish with a cap is refused.
+    off_settles_s: how long "off" may still turn out to be a reboot (Xen shows one as an end, then a new domain id).
+    """
+
+    name: str
+    driver: str  # virConnect.getType()
+    domain_type: str
+    os_type: str
+    machine: str = ""  # "" = libvirt's own choice
+    cpu_mode: str = ""  # "" = none written
+    cpu_cap: str = "quota"
+    starts_paused: bool = True  # False = it is created and suspended at once; only where no guest really runs
+    bulk_statistics: bool = True
+    scheduler_flags: bool = True  # False = only flags 0 are taken
+    graceful_flags: bool = True  # shutdown and reboot take "by ACPI"
+    undefine_flags: Tuple[str, ...] = ()  # of libvirt.VIR_DOMAIN_UNDEFINE_*; () = none may be given
+    disk_bus: str = "virtio"
+    disk_names: Tuple[str, str] = ("vda", "vdb")  # overlay, seed
+    backing_chain: bool = True
+    nic_model: str = "virtio"
+    nic_mtu: bool = True
+    console: str = "serial"
+    bootloader: str = ""
+    paravirtual_devices: bool = True  # virtio random numbers, guest agent channel; no balloon, no USB
+    off_settles_s: float = 0.0
+    unsupported: FrozenSet[Do] = frozenset()
+
+    @property
+    def cpu_caps(self) -> bool:
+        return self.cpu_cap != "none"
+
+
+_QEMU_UNDEFINE = ("MANAGED_SAVE", "SNAPSHOTS_METADATA", "NVRAM", "CHECKPOINTS_METADATA")
+PROFILES: Mapping[str, Profile] = {
+    row.name: row
+    for row in (
+        Profile("kvm", "QEMU", "kvm", "hvm", cpu_mode="host-passthrough", undefine_flags=_QEMU_UNDEFINE),
+        Profile("qemu", "QEMU", "qemu", "hvm", cpu_mode="maximum", undefine_flags=_QEMU_UNDEFINE),
+        Profile(
+            "xen-hvm",
+            "Xen",
+            "xen",
+            "hvm",
+            cpu_cap="credit",
+            bulk_statistics=False,
+            scheduler_flags=False,
+            graceful_flags=False,
+            disk_bus="xen",
+            disk_names=("xvda", "xvdb"),
+            backing_chain=False,
+            nic_model="",
+            nic_mtu=False,
+            paravirtual_devices=False,
+            off_settles_s=20.0,
+        ),
+        Profile(
+            "xen-pv",
+            "Xen",
+            "xen",
+            "linux",
+            cpu_cap="credit",
+            bulk_statistics=False,
+            scheduler_flags=False,
+            graceful_flags=False,
+            disk_bus="xen",
+            disk_names=("xvda", "xvdb"),
+            backing_chain=False,
+            nic_model="",
+            nic_mtu=False,
+            console="xen",
+            bootloader="pygrub",
+            paravirtual_devices=False,
+            off_settles_s=20.0,
+        ),
+        Profile(
+            "test",
+            "TEST",
+            "test",
+            "hvm",
+            cpu_cap="none",
+            starts_paused=False,
+            graceful_flags=False,
+            undefine_flags=("MANAGED_SAVE", "SNAPSHOTS_METADATA"),
+            backing_chain=False,
+            nic_mtu=False,
+            paravirtual_devices=False,
+            unsupported=frozenset({Do.APPLY_CPU}),
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a host's capabilities name: its architecture and the guests that libvirt would start on it."""
+
+    arch: str
+    guests: FrozenSet[Tuple[str, str]]  # (domain type, os type), of the host's own architecture
+
+
+@dataclass(frozen=True)
+class Choice:
+    """profile None = no guest can be started here; `why` says why this one, or what would be needed."""
+
+    profile: Optional[Profile]
+    why: str
+    emulated: bool = False
+
+
+def offer(capabilities: str) -> Offer:
+    """Read the capabilities XML.  Errors: ValueError when it is none."""
+    try:
+        root = ElementTree.fromstring(capabilities)
+    except ElementTree.ParseError as error:
+        raise ValueError(f"capabilities are no XML: {error}") from None
+    arch = root.findtext("host/cpu/arch", "")
+    guests = {
+        (domain.get("type", ""), guest.findtext("os_type", "").replace("xen", "linux"))
+        for guest in root.iterfind("guest")
+        for domain in guest.iterfind("arch/domain")
+        if guest.find(f"arch[@name='{arch}']") is not None
+    }
+    return Offer(arch, frozenset(guests))
+
+
+def pick(driver: str, offered: Offer, cpu_flags: FrozenSet[str], emulation: str) -> Choice:
+    """Which profile new guests get.  driver: virConnect.getType(); cpu_flags: the processor's own (/proc/cpuinfo);
+    emulation: "forbid" | "allow".
+    """
+    if driver == "QEMU":
+        return _pick_qemu(offered, cpu_flags, emulation)
+    for row in PROFILES.values():
+        if row.driver == driver and (row.domain_type, row.os_type) in offered.guests:
+            return Choice(row, f"{row.name} is what this host's {driver} driver offers")
+    return Choice(None, f"driver {driver} offers no guest type that vmagent knows; known: {', '.join(PROFILES)}")
+
+
+def _pick_qemu(offered: Offer, cpu_flags: FrozenSet[str], emulation: str) -> Choice:
+    missing = _no_hardware(offered, cpu_flags)
+    if not missing:
+        return Choice(PROFILES["kvm"], "hardware virtualisation works")
+    if ("qemu", "hvm") not in offered.guests:
+        return Choice(None, f"{missing}, and libvirt offers no emulation")
+    if emulation != "allow":
+        return Choice(None, f"{missing}; emulation is forbidden here (hypervisor.emulation)", emulated=True)
+    return Choice(PROFILES["qemu"], f"emulation: {missing}", emulated=True)
+
+
+def _no_hardware(offered: Offer, cpu_flags: FrozenSet[str]) -> str:
+    """Why hardware virtualisation cannot be used; "" = it can."""
+    if ("kvm", "hvm") not in offered.guests:
+        return "libvirt offers no KVM (is /dev/kvm there, and may libvirt open it?)"
+    if offered.arch in X86 and not cpu_flags & HARDWARE_FLAGS:
+        return "libvirt offers KVM, but this processor shows neither vmx nor svm"
+    return ""
+
+
+def cpu_flags(cpuinfo: str) -> FrozenSet[str]:
+    """The flags of the first processor in the text of /proc/cpuinfo."""
+    for line in cpuinfo.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
