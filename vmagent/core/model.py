@@ -277,3 +277,5 @@ class HypervisorInfo:
     connected: bool
     since: float  # boot time of the last change of `connected`
     why: str = ""  # why this domain type was chosen, or why the connection is away
+    cpu_caps: bool = True  # False = this driver cannot limit a guest's CPU: a wish with a cap is refused
+    startable: bool = True  # False = no guest may be started here; `why` tells
