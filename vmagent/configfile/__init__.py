@@ -57,7 +57,7 @@ def read_raw(path: Path, fqdn: str = "", check_files: bool = False) -> Raw:
     if said.get("host") is None and fqdn:
         said["host"] = fqdn
         sources["host"] = "this host's name"
-    complaints += [c for c in shape_complaints(said, schema()) if place(c.parts) not in told]
+    complaints += [c for c in shape_complaints(said) if place(c.parts) not in told]
     values = filled(said, schema())
     if values.get("host") is None:
         complaints.append(Complaint(("host",), "missing, and this host has no name", "a host name"))

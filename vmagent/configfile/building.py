@@ -32,8 +32,8 @@ def config(values: Values, sources: Mapping[str, str]) -> Config:
         directories=directories,
         hypervisor=HypervisorSettings(**values["hypervisor"]),
         broker=_broker(values),
-        security=SecuritySettings(**{**values["security"], "ca_directory": Path(values["security"]["ca_directory"])}),
-        images=ImageSettings(**{name: _below(path, directories) for name, path in values["images"].items()}),
+        security=_security(values["security"]),
+        images=_images(values["images"], directories),
         socket=SocketSettings(**{**values["socket"], "path": _below(values["socket"]["path"], directories)}),
         intervals=Intervals(**values["intervals"]),
         log_level=values["log_level"],
@@ -58,7 +58,8 @@ def _path(text: Optional[str]) -> Optional[Path]:
 
 
 def _broker(values: Values) -> BrokerSettings:
-    settings: Dict[str, Any] = dict(values["broker"])
+    of_policy = ("reply_prefixes", "default_reply")
+    settings: Dict[str, Any] = {name: s for name, s in values["broker"].items() if name not in of_policy}
     for name in DESTINATIONS:
         settings[name] = named(settings[name], values)
     tls = settings["tls"]
@@ -66,6 +67,16 @@ def _broker(values: Values) -> BrokerSettings:
     settings["passcode_file"] = _path(settings["passcode_file"])
     settings["urls"] = tuple(settings["urls"])
     return BrokerSettings(**settings)
+
+
+def _security(settings: Values) -> SecuritySettings:
+    return SecuritySettings(
+        settings["commands"], Path(settings["ca_directory"]), settings["crl"], settings["proxy_certificates"]
+    )
+
+
+def _images(settings: Values, directories: Directories) -> ImageSettings:
+    return ImageSettings(*(_below(settings[name], directories) for name in ("directory", "overlays", "seeds")))
 
 
 def _tuples(members: Values) -> Dict[str, Any]:
@@ -80,13 +91,21 @@ def _authority(row: Values, maxima: Values) -> Authority:
 
 
 def _policy(values: Values) -> Policy:
-    members = _tuples(values["policy"])
-    members["networks"] = {n: NetworkType(name=n, **_tuples(s)) for n, s in members["networks"].items()}
-    members["flavours"] = {n: Flavour(**s) for n, s in members["flavours"].items()}
-    members["authority"] = tuple(_authority(row, members["maxima"]) for row in members["authority"])
-    members["maxima"] = Maxima(**members["maxima"])
-    members["images"] = {n: CatalogueImage(id=n, **s) for n, s in members["images"].items()}
-    members["reply_prefixes"] = tuple(named(prefix, values) for prefix in members["reply_prefixes"])
-    members["default_reply"] = named(members["default_reply"], values)
-    members["warn_before_s"] = tuple(sorted(members["warn_before_s"], reverse=True))
-    return Policy(site=values["site"], host=values["host"], instance=values["instance"], **members)
+    """Policy gathers from all sections what decides about a command."""
+    limits, security, lease = values["limits"], values["security"], values["lease"]
+    return Policy(
+        site=values["site"],
+        host=values["host"],
+        instance=values["instance"],
+        networks={n: NetworkType(name=n, **_tuples(s)) for n, s in values["networks"].items()},
+        flavours={n: Flavour(**s) for n, s in values["flavours"].items()},
+        maxima=Maxima(**limits),
+        images={n: CatalogueImage(id=n, **s) for n, s in values["images"]["catalogue"].items()},
+        authority=tuple(_authority(row, limits) for row in security["authority"]),
+        reply_prefixes=tuple(named(prefix, values) for prefix in values["broker"]["reply_prefixes"]),
+        default_reply=named(values["broker"]["default_reply"], values),
+        grace_s=lease["grace_s"],
+        warn_before_s=tuple(sorted(lease["warn_before_s"], reverse=True)),
+        clock_skew_s=security["clock_skew_s"],
+        **values["capacity"],
+    )

@@ -6,12 +6,14 @@ takes the whole filled configuration and yields complaints, never raises.
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatchcase
 from typing import Any, Callable, Iterator, List, Mapping, Tuple
 
 from vmagent.configfile.loading import Complaint, Parts
 from vmagent.configfile.networks import network_complaints
 from vmagent.core.commands import VERBS
+from vmagent.core.identity import DEVICE_CHARACTERS
 
 Values = Mapping[str, Any]
 Check = Callable[[Values], Iterator[Complaint]]
@@ -21,6 +23,7 @@ TAKEN = (
     *("lo", "en", "eth", "wl", "ww", "br", "virbr", "bond", "team", "vlan", "tap", "tun", "veth", "vnet", "vif"),
     *("macvtap", "macvlan", "dummy", "ifb", "docker", "ovs", "wg", "sit", "gre", "ib"),
 )
+_DERIVED = re.compile("[a-z2-7]{%d}" % DEVICE_CHARACTERS)
 _WILD = frozenset("*?[")
 
 
@@ -34,14 +37,10 @@ def instance(values: Values) -> Iterator[Complaint]:
     for name in TAKEN:
         if _overlap(own, name):
             yield Complaint(("instance",), f'"{own}" would claim interfaces such as {name}0', "another prefix")
-    for network, settings in values["policy"]["networks"].items():
+    for network, settings in values["networks"].items():
         bridge = settings["bridge"]
-        if bridge.startswith(own):
-            yield Complaint(
-                ("policy", "networks", network, "bridge"),
-                f'"{bridge}" begins with the instance "{own}", the prefix of the guests\' interfaces',
-                "another bridge name, or another instance",
-            )
+        if bridge.startswith(own) and _DERIVED.fullmatch(bridge[len(own) :]):
+            yield Complaint(("networks", network, "bridge"), f'"{bridge}" looks like a guest\'s interface', "another name")
 
 
 def broker(values: Values) -> Iterator[Complaint]:
@@ -66,21 +65,20 @@ def broker(values: Values) -> Iterator[Complaint]:
 def _size_complaints(at: Parts, size: Values, maxima: Values) -> Iterator[Complaint]:
     for name in ("cores", "memory_mib", "disk_gib"):
         if size[name] > maxima[name]:
-            yield Complaint((*at, name), f"{size[name]} is above policy.maxima.{name}", f"at most {maxima[name]}")
+            yield Complaint((*at, name), f"{size[name]} is above limits.{name}", f"at most {maxima[name]}")
     cap, highest = size["cpu_cap_core_percent"], maxima["cpu_cap_core_percent"]
     at = (*at, "cpu_cap_core_percent")
     if cap is None and highest is not None:
-        yield Complaint(at, "no cap, but policy.maxima sets one for every VM", f"1 to {highest}")
+        yield Complaint(at, "no cap, but limits sets one for every VM", f"1 to {highest}")
     if cap is not None and highest is not None and cap > highest:
-        yield Complaint(at, f"{cap} is above policy.maxima.cpu_cap_core_percent", f"at most {highest}")
+        yield Complaint(at, f"{cap} is above limits.cpu_cap_core_percent", f"at most {highest}")
     if cap is not None and cap > 100 * size["cores"]:
         yield Complaint(at, f"{cap} is more than the VM's cores can use", f"at most {100 * size['cores']}, or null")
 
 
 def flavours(values: Values) -> Iterator[Complaint]:
-    policy = values["policy"]
-    for name, size in policy["flavours"].items():
-        yield from _size_complaints(("policy", "flavours", name), size, policy["maxima"])
+    for name, size in values["flavours"].items():
+        yield from _size_complaints(("flavours", name), size, values["limits"])
 
 
 def _pattern_complaints(at: Parts, patterns: List[str], names: List[str], what: str) -> Iterator[Complaint]:
@@ -93,24 +91,23 @@ def _pattern_complaints(at: Parts, patterns: List[str], names: List[str], what: 
 
 
 def authority(values: Values) -> Iterator[Complaint]:
-    policy = values["policy"]
-    for index, row in enumerate(policy["authority"]):
-        at: Parts = ("policy", "authority", index)
+    for index, row in enumerate(values["security"]["authority"]):
+        at: Parts = ("security", "authority", index)
         yield from _pattern_complaints((*at, "verbs"), row["verbs"], list(VERBS), "verb")
-        yield from _pattern_complaints((*at, "networks"), row["networks"], list(policy["networks"]), "network")
-        yield from _pattern_complaints((*at, "flavours"), row["flavours"], list(policy["flavours"]), "flavour")
+        yield from _pattern_complaints((*at, "networks"), row["networks"], list(values["networks"]), "network")
+        yield from _pattern_complaints((*at, "flavours"), row["flavours"], list(values["flavours"]), "flavour")
         for name, most in (row["maxima"] or {}).items():
-            site = policy["maxima"][name]
+            site = values["limits"][name]
             if site is not None and most > site:
-                detail = f"{most} is above policy.maxima.{name}"
+                detail = f"{most} is above limits.{name}"
                 yield Complaint((*at, "maxima", name), detail, f"at most {site}")
 
 
 def replies(values: Values) -> Iterator[Complaint]:
-    policy = values["policy"]
-    if not policy["default_reply"].startswith(tuple(policy["reply_prefixes"])):
-        prefixes = ", ".join(policy["reply_prefixes"])
-        yield Complaint(("policy", "default_reply"), "is not below policy.reply_prefixes", f"begins with {prefixes}")
+    settings = values["broker"]
+    if not settings["default_reply"].startswith(tuple(settings["reply_prefixes"])):
+        prefixes = ", ".join(settings["reply_prefixes"])
+        yield Complaint(("broker", "default_reply"), "is not below broker.reply_prefixes", f"begins with {prefixes}")
 
 
 def socket(values: Values) -> Iterator[Complaint]:
@@ -123,18 +120,15 @@ def socket(values: Values) -> Iterator[Complaint]:
 
 
 def networks(values: Values) -> Iterator[Complaint]:
-    yield from network_complaints(values["policy"]["networks"])
+    yield from network_complaints(values["networks"])
 
 
 CHECKS: Tuple[Tuple[Tuple[Tuple[str, ...], ...], Check], ...] = (
-    ((("instance",), ("policy", "networks")), instance),
+    ((("instance",), ("networks",)), instance),
     ((("broker",),), broker),
-    ((("policy", "flavours"), ("policy", "maxima")), flavours),
-    (
-        (("policy", "authority"), ("policy", "networks"), ("policy", "flavours"), ("policy", "maxima")),
-        authority,
-    ),
-    ((("policy", "reply_prefixes"), ("policy", "default_reply")), replies),
+    ((("broker",),), replies),
+    ((("flavours",), ("limits",)), flavours),
+    ((("security", "authority"), ("networks",), ("flavours",), ("limits",)), authority),
     ((("socket",), ("directories",)), socket),
-    ((("policy", "networks"),), networks),
+    ((("networks",),), networks),
 )

@@ -5,22 +5,16 @@
 
 from __future__ import annotations
 
-import json
-from functools import lru_cache
-from pkgutil import get_data
 from typing import Any, Dict, Iterator, Mapping, Tuple
+
+from vmagent.core import schemas
 
 Schema = Mapping[str, Any]
 
 
-@lru_cache(maxsize=1)
 def schema() -> Schema:
     """The configuration's schema, as shipped."""
-    raw = get_data("vmagent.schema", "config.json")
-    if raw is None:
-        raise FileNotFoundError("vmagent/schema/config.json is not installed")
-    parsed: Schema = json.loads(raw)
-    return parsed
+    return schemas.schema("config")
 
 
 def filled(value: Any, of: Schema) -> Any:

@@ -34,7 +34,7 @@ def network_complaints(networks: Mapping[str, Any]) -> Iterator[Complaint]:
     """All networks by themselves, then pools that share a bridge."""
     pools: Dict[str, List[Pool]] = {}
     for name, settings in networks.items():
-        at: Parts = ("policy", "networks", name)
+        at: Parts = ("networks", name)
         subnets, complaints = _subnets(settings, at)
         yield from complaints
         if complaints:

@@ -39,7 +39,7 @@ def example(of: Schema) -> str:
     required = of.get("required", ())
     for name, setting in of["properties"].items():
         lines.append("")
-        section = setting["type"] == "object"
+        section = "properties" in setting
         lines += _section(name, setting) if section else _setting(name, setting, "", name in required)
     return "\n".join(lines) + "\n"
 

@@ -46,6 +46,12 @@ def check(name: str, value: Any, at: str = "") -> None:
         raise Problems([found[key] for key in sorted(found)][:MOST_PROBLEMS])
 
 
+def errors(name: str, value: Any) -> Iterator[ValidationError]:
+    """jsonschema's own errors, by the same strict rules, for a caller that words them itself."""
+    found: Iterator[ValidationError] = _validator(name).iter_errors(value)
+    return found
+
+
 @cache
 def schema(name: str) -> Mapping[str, Any]:
     """The schema with its references written out; shared, not to be changed.  LookupError: there is none."""
