@@ -95,7 +95,8 @@ IDS = [("aaaa1111", "web"), ("aaaa2222", "db"), ("bbbb3333", "web"), ("cccc4444"
 
 @pytest.mark.parametrize(
     ("text", "id"),
-    [("bbbb", "bbbb3333"), ("BBBB3333", "bbbb3333"), ("db", "aaaa2222"), ("aaaa2222", "aaaa2222"), ("aaaa1", "aaaa1111")],
+    [("bbbb", "bbbb3333"), ("BBBB3333", "bbbb3333"), ("db", "aaaa2222"), ("aaaa2222", "aaaa2222"),
+     ("aaaa1", "aaaa1111")],
 )
 def test_picking_one(text: str, id: str) -> None:
     assert handles.pick(text, IDS) == id

@@ -128,11 +128,12 @@ def _share(subject: str, vo: str, rows: List[Json]) -> Json:
 
 
 def over(handle: str, records: Sequence[VmRecord], observed: Mapping[str, Observed], now: Now) -> Json:
-    """`over` -> {handle, over, unknown, members: [{vm, name, phase, outcome, process, interface, disk, domain, age_s}]}.
+    """`over` -> {handle, over, unknown, members: [entry]}.
 
-    Each of process, interface, disk and domain is true (there is one), false (proven: there is none) or null (not
-    known).  over: every member has ended and all four are proven false.  unknown: the answer may still be either,
-    also because nothing was ever started here under this handle.
+    entry: {vm, name, phase, outcome, process, interface, disk, domain, age_s}.  Each of process, interface, disk and
+    domain is true (there is one), false (proven: there is none) or null (not known).  over: every member has ended and
+    all four are proven false.  unknown: the answer may still be either, also because nothing was ever started here
+    under this handle.
     """
     members = [_member(record, observed, now) for record in _in_order(records)]
     facts = [[member[what] for what in ("process", "interface", "disk", "domain")] for member in members]
