@@ -1,0 +1,242 @@
+"""The database file and its transactions; synchronous, one thread, one connection.
+
+Opening: connect (WAL, synchronous FULL), quick_check, migrate, compare the shape, read every open wish back, compare
+with the epoch marker.  A file that fails in any of that is set aside (`aside.py`) and an empty one takes its place:
+domains are then adopted by their tags.  Errors of the disk or of locking are no damage.
+
+A commit is one BEGIN IMMEDIATE ... COMMIT that also counts itself in its epoch; the marker follows after it.
+Restoring a backup by hand: stop the agent, put the copy in place of the file, remove `-wal` and `-shm`.  The marker
+then tells that the copy is older: a new epoch begins, `restored`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
+
+from vmagent.core import walltime
+from vmagent.core.changes import (
+    Change,
+    CommandRow,
+    Epoch,
+    OutboxRow,
+    Publish,
+    PutAudit,
+    PutCommand,
+    PutSetting,
+    PutVm,
+    SendReply,
+    Stored,
+)
+from vmagent.core.model import Now, VmRecord
+from vmagent.errors import Fault, FaultKind
+from vmagent.store import epochs, schema
+from vmagent.store.aside import set_aside
+from vmagent.store.audit import AuditTrail
+from vmagent.store.faults import is_damage
+from vmagent.store.marker import Damaged, Mark, Marker
+from vmagent.store.spool import Spool, Totals
+from vmagent.store.wishes import Unreadable, Wishes
+
+log = logging.getLogger("vmagent.store")
+T = TypeVar("T")
+Undo = Tuple[Optional[epochs.Life], Totals, int]
+
+BUSY_S = 5.0  # how long another process (a backup) may hold the write lock
+KEPT_S = 400 * 86400  # audit and closed VMs
+REPLAY_S = 2 * 86400  # a command past its valid_until; more than any clock skew a site may allow
+
+
+class Database:
+    """One open file.  Raises sqlite3.Error, OSError, Fault, Unreadable; `store.py` makes Faults of them."""
+
+    def __init__(self, path: Path, spool_rows: int, spool_bytes: int) -> None:
+        self._path = path
+        self._bounds = (spool_rows, spool_bytes)
+        self._marker = Marker(path.with_suffix(".epoch"))
+        self._connection: Optional[sqlite3.Connection] = None
+        self._life: Optional[epochs.Life] = None
+        self._wall = ""  # the newest time told by a change: when a loss is announced
+
+    # -- opening and closing
+
+    def open(self, now: Now) -> Stored:
+        self.close()
+        self._wall = now.wall
+        try:
+            stored, aside = self._load_or_replace(now)
+            return replace(stored, epoch=self._settle_epoch(now, aside))
+        except BaseException:
+            self.close()
+            raise
+
+    def _load_or_replace(self, now: Now) -> Tuple[Stored, str]:
+        try:
+            return self._load(), ""
+        except (Unreadable, sqlite3.DatabaseError) as error:
+            if not (isinstance(error, Unreadable) or is_damage(error)):
+                raise
+            self.close()
+            aside = set_aside(self._path, now.wall)
+            log.error("the store is damaged (%s): set aside as %s, an empty one takes its place", error, aside)
+        return self._load(), aside
+
+    def _load(self) -> Stored:
+        """Connect, and prove that everything needed can be read."""
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        self._connection = connection = sqlite3.connect(str(self._path), timeout=BUSY_S, isolation_level=None)
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            connection.execute(f"PRAGMA {pragma}")
+        problems = [text for (text,) in connection.execute("PRAGMA quick_check(3)") if text != "ok"]
+        if problems:
+            raise Unreadable("; ".join(problems))
+        schema.migrate(connection)
+        if schema.shape(connection) != schema.expected_shape():
+            raise Unreadable("the tables are not those of this schema version")
+        self._life = epochs.current(connection)
+        self._wishes, self._audit = Wishes(connection), AuditTrail(connection)
+        self._spool = Spool(connection, *self._bounds)
+        nobody = Epoch("", 0, "", "")
+        return Stored(nobody, self._wishes.open_records(), self._wishes.pending(), self._wishes.settings())
+
+    def _settle_epoch(self, now: Now, aside: str) -> Epoch:
+        mark: Optional[Mark] = None
+        damaged = False
+        try:
+            mark = self._marker.read()
+        except Damaged as error:
+            log.error("%s", error)
+            damaged = True
+        cause = "corrupt" if aside else epochs.verdict(self._life, mark, damaged)
+        if cause is None:
+            self._follow()
+        else:
+            self._transaction(lambda: self._begin_epoch(now, cause, aside, mark))
+            self._marker.replace(self._alive().mark)
+            log.warning("epoch %d begins: %s", self._alive().epoch.number, cause)
+        return self._alive().epoch
+
+    def _begin_epoch(self, now: Now, cause: str, aside: str, mark: Optional[Mark]) -> None:
+        self._life = epochs.begin(self._open(), now, cause, aside, self._life, mark)
+
+    def close(self) -> None:
+        self._marker.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise Fault(FaultKind.AWAY, "the store is not open")
+        return self._connection
+
+    def _alive(self) -> epochs.Life:
+        if self._life is None:
+            raise Fault(FaultKind.AWAY, "the store has no epoch")
+        return self._life
+
+    # -- transactions
+
+    def commit(self, changes: Sequence[Change]) -> None:
+        self._counted(lambda: self._apply(changes))
+
+    def commit_all(self, commits: Sequence[Sequence[Change]]) -> List[Optional[Exception]]:
+        """Several commits at the price of one.  When that fails, each has a transaction of its own: nobody's changes
+        fail because of another's.  The errors, in order; None = stored.  Raises nothing."""
+        if len(commits) > 1:
+            together = self._commit_one([change for changes in commits for change in changes])
+            if together is None:
+                return [None] * len(commits)
+        return [self._commit_one(changes) for changes in commits]
+
+    def _commit_one(self, changes: Sequence[Change]) -> Optional[Exception]:
+        try:
+            self.commit(changes)
+        except Exception as error:
+            log.warning("a commit of %d changes failed", len(changes), exc_info=True)
+            return error
+        return None
+
+    def _counted(self, work: Callable[[], T]) -> T:
+        result = self._transaction(work)
+        self._follow()
+        return result
+
+    def _transaction(self, work: Callable[[], T]) -> T:
+        """All of `work` or nothing of it, counted in the epoch."""
+        connection = self._open()
+        undo: Undo = (self._life and replace(self._life), replace(self._spool.totals), self._audit.bounded)
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            result = work()
+            life = self._alive()
+            life.commits += 1
+            connection.execute("UPDATE epochs SET commits = ? WHERE number = ?", (life.commits, life.epoch.number))
+            connection.execute("COMMIT")
+        except BaseException:
+            self._roll_back(connection, undo)
+            raise
+        return result
+
+    def _roll_back(self, connection: sqlite3.Connection, undo: Undo) -> None:
+        self._life, self._spool.totals, self._audit.bounded = undo
+        if connection.in_transaction:  # on a full disk SQLite may have rolled back already
+            connection.execute("ROLLBACK")
+
+    def _follow(self) -> None:
+        """The marker goes after the database; one that lags is harmless."""
+        try:
+            self._marker.advance(self._alive().mark)
+        except OSError:
+            log.exception("the epoch marker cannot be written")
+
+    def _apply(self, changes: Sequence[Change]) -> None:
+        epoch = self._alive().epoch
+        todo: Dict[Type[Any], Callable[[Any], None]] = {
+            PutVm: self._wishes.put_vm,
+            PutCommand: self._wishes.put_command,
+            PutSetting: self._wishes.put_setting,
+            PutAudit: self._audit.append,
+            Publish: lambda change: self._spool.publish(epoch, change),
+            SendReply: lambda change: self._spool.reply(epoch, change),
+        }
+        for change in changes:
+            todo[type(change)](change)
+            if isinstance(change, Publish):
+                self._wall = change.time_wall
+        self._spool.hold_bound(epoch, self._wall)
+
+    def delivered(self, rows: Sequence[int]) -> None:
+        self._counted(lambda: self._spool.delivered(rows))
+
+    def prune(self, now: Now) -> int:
+        """Forget what is past its time; how many rows that was."""
+        at = walltime.seconds(now.wall)
+        long_ago, expired = walltime.text(at - KEPT_S), walltime.text(at - REPLAY_S)
+        return self._counted(lambda: self._wishes.prune(long_ago, expired) + self._audit.prune(long_ago))
+
+    # -- reading
+
+    def command(self, id: str) -> Optional[CommandRow]:
+        self._open()
+        return self._wishes.command(id)
+
+    def records(self, handle: str) -> Tuple[VmRecord, ...]:
+        self._open()
+        return self._wishes.records(handle)
+
+    def audit(self, limit: int, subject: str) -> Tuple[Mapping[str, Any], ...]:
+        self._open()
+        return self._audit.newest(limit, subject)
+
+    def outbox(self, after: int, limit: int) -> Tuple[OutboxRow, ...]:
+        self._open()
+        return self._spool.waiting(after, limit)
+
+    def sequences(self) -> Dict[str, int]:
+        self._open()
+        return self._spool.sequences(self._alive().epoch)
