@@ -55,9 +55,7 @@ def _add(
     return child
 
 
-def domain_xml(
-    spec: VmSpec, tag: Tag, profile: Profile, overlay: str, seed: str, golden: str, cpu: CpuLimit
-) -> str:
+def domain_xml(spec: VmSpec, tag: Tag, profile: Profile, overlay: str, seed: str, golden: str, cpu: CpuLimit) -> str:
     """The definition of this VM.  Paths are absolute; `golden` has the format `spec.image.format`.
 
     Errors: ValueError for a value that XML cannot carry.

@@ -162,6 +162,12 @@ def pick(driver: str, offered: Offer, cpu_flags: FrozenSet[str], emulation: str)
     return Choice(None, f"driver {driver} offers no guest type that vmagent knows; known: {', '.join(PROFILES)}")
 
 
+def of_driver(driver: str) -> Optional[Profile]:
+    """How domains of this driver are seen and handled when no new guest may be started; None = unknown driver."""
+    rows = [row for row in PROFILES.values() if row.driver == driver]
+    return rows[-1] if rows else None
+
+
 def _pick_qemu(offered: Offer, cpu_flags: FrozenSet[str], emulation: str) -> Choice:
     missing = _no_hardware(offered, cpu_flags)
     if not missing:

@@ -1,0 +1,225 @@
+"""`ports.Hypervisor` over libvirt: what the reconciler sees, wired from session, eyes, hands and health.
+
+Rules
+
+1. A call that enters the QEMU monitor is not begun on a guest that is stuck or halted at this moment: it fails with
+   BUSY at once.  A frozen guest so costs no thread, and a start beside it is not delayed.
+2. Quick monitor calls have `stuck_after_s` as their deadline: past it their guest is stuck, and the outcome UNKNOWN.
+3. DESTROY goes to the rescue connection, whatever else hangs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import random
+from typing import Callable, FrozenSet, Optional, Sequence, Set
+
+import libvirt
+from twisted.internet.defer import Deferred, fail
+from twisted.python.failure import Failure
+
+from vmagent.config import HypervisorSettings
+from vmagent.core.actions import Action, Do
+from vmagent.core.model import DomainSeen, HostSeen, HypervisorInfo, VmSpec
+from vmagent.errors import Fault, FaultKind
+from vmagent.hypervisor.health import Health
+from vmagent.hypervisor.host import HostFacts, gather
+from vmagent.hypervisor.link import Retry
+from vmagent.hypervisor.observe import LIVE, SETTLING, Eyes, lookup
+from vmagent.hypervisor.perform import Hands, Paths
+from vmagent.hypervisor.session import Session
+from vmagent.lanes import Reactor
+
+log = logging.getLogger("vmagent.hypervisor")
+OBSERVE_DEADLINE_S = 15.0
+OBSERVE_ALL_DEADLINE_S = 60.0
+MONITOR = frozenset({Do.RESUME, Do.PAUSE, Do.SHUTDOWN, Do.REBOOT})  # quick calls that enter the QEMU monitor
+EVERYTHING = "*"
+
+
+class Libvirt:
+    """See ports.Hypervisor.
+
+    reactor: its seconds() is the boot clock; instance: this agent's id, 2 to 4 characters; paths(spec): where a VM's
+    files are (called on a thread); halted(vms): ports.Processes.halted; jitter: 0..1.
+    """
+
+    def __init__(
+        self,
+        settings: HypervisorSettings,
+        instance: str,
+        paths: Callable[[VmSpec], Paths],
+        reactor: Reactor,
+        halted: Callable[[Sequence[str]], FrozenSet[str]],
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._settings = settings
+        self._instance = instance
+        self._paths = paths
+        self._reactor = reactor
+        self._health = Health(reactor, halted, self._probe, self._hint)
+        self._session = Session(
+            settings.uri,
+            settings.threads,
+            reactor,
+            Retry(settings.reconnect_max_s, jitter),
+            lambda conn: gather(conn, settings.emulation),
+            self._up,
+            self._down,
+            self._event,
+            self._late,
+        )
+        self._probing: Set[str] = set()
+        self._facts: Optional[HostFacts] = None
+        self._eyes: Optional[Eyes] = None
+        self._hands: Optional[Hands] = None
+        self._on_hint: Callable[[Optional[str]], None] = lambda vm: None
+        self._on_connection: Callable[[bool], None] = lambda up: None
+        self._info = HypervisorInfo(
+            settings.uri, "", "", "", "", "", 0, 0, False, reactor.seconds(), "not connected yet", startable=False
+        )
+
+    def start(self, on_hint: Callable[[Optional[str]], None], on_connection: Callable[[bool], None]) -> None:
+        """Connect and stay connected; see ports.Hypervisor."""
+        self._on_hint = on_hint
+        self._on_connection = on_connection
+        self._session.start()
+
+    def stop(self) -> Deferred[None]:
+        """Close what can be closed; stuck calls are left to their daemon threads.  No guest is touched."""
+        self._health.stop()
+        return self._session.stop()
+
+    def info(self) -> HypervisorInfo:
+        return self._info
+
+    def stuck(self) -> FrozenSet[str]:
+        """VM ids with a monitor call past its deadline, or a QEMU seen twice in state T or D."""
+        return self._health.stuck()
+
+    def observe_all(self) -> Deferred[HostSeen]:
+        """One whole look.  Faults: AWAY, UNKNOWN, BUSY."""
+        if self._eyes is None:
+            return fail(self._away())
+        looking = self._session.observe.run(EVERYTHING, OBSERVE_ALL_DEADLINE_S, self._eyes.all)
+        return looking.addCallback(self._seen_all)
+
+    def observe(self, vm: str) -> Deferred[DomainSeen]:
+        """One domain; MISSING only on libvirt's word.  Faults: AWAY, UNKNOWN, BUSY."""
+        if self._eyes is None:
+            return fail(self._away())
+        return self._session.observe.run(vm, OBSERVE_DEADLINE_S, self._eyes.one, vm).addCallback(self._seen)
+
+    def perform(self, action: Action) -> Deferred[None]:
+        """Do it, idempotently.  Faults: AWAY, UNKNOWN, GONE, BUSY, REFUSED, FULL."""
+        if self._hands is None:
+            return fail(self._away())
+        vm = action.vm
+        if action.do is Do.DESTROY:
+            return self._session.rescue.run(vm, action.deadline_s, self._hands.perform, action)
+        deadline_s = action.deadline_s
+        if action.do in MONITOR:
+            if self._health.halted(vm):
+                return fail(Fault(FaultKind.BUSY, f"the QEMU of {vm} does not answer at the moment"))
+            deadline_s = min(deadline_s, self._settings.stuck_after_s)
+        doing = self._session.control.run(vm, deadline_s, self._hands.perform, action)
+        return doing.addCallbacks(self._done, self._undone, callbackArgs=(action,), errbackArgs=(vm,))
+
+    # -- outcomes
+
+    def _done(self, result: None, action: Action) -> None:
+        if action.do in MONITOR:
+            self._health.answered(action.vm)
+
+    def _undone(self, failure: Failure, vm: str) -> Failure:
+        if vm in self._session.control.overdue():
+            self._health.late(vm)
+        return failure
+
+    def _late(self, vm: str) -> None:
+        """A call past its deadline has returned: whatever it said, ask the monitor, and look again."""
+        if vm in self._health.stuck():
+            self._probe(vm)
+        self._hint(vm)
+
+    def _probe(self, vm: str) -> None:
+        if self._facts is None or vm in self._probing or vm in self._session.control.overdue():
+            return
+        self._probing.add(vm)
+        disk = self._facts.profile.disk_names[0]
+        probing = self._session.control.run(vm, self._settings.stuck_after_s, _ask_monitor, vm, disk)
+        probing.addBoth(self._probed, vm)
+
+    def _probed(self, outcome: Optional[Failure], vm: str) -> None:
+        self._probing.discard(vm)
+        if isinstance(outcome, Failure):
+            log.info("guest %s still does not answer: %s", vm, outcome.getErrorMessage(), extra={"vm": vm})
+        else:
+            self._health.answered(vm)
+
+    def _seen(self, domain: DomainSeen) -> DomainSeen:
+        if domain.seen in LIVE:
+            self._health.look((domain.vm,))
+        else:
+            self._health.ended(domain.vm)
+        if domain.reason == SETTLING and self._facts is not None:
+            self._reactor.callLater(self._facts.profile.off_settles_s, self._hint, domain.vm)
+        return domain
+
+    def _seen_all(self, host: HostSeen) -> HostSeen:
+        live = [vm for vm, domain in host.domains.items() if domain.seen in LIVE]
+        self._health.look(live)
+        for vm in self._health.stuck().difference(live):
+            self._health.ended(vm)
+        return host
+
+    # -- the connection
+
+    def _up(self, facts: HostFacts) -> None:
+        self._facts = facts
+        self._eyes = Eyes(facts.profile, self._instance, self._reactor.seconds)
+        self._hands = Hands(facts.profile, facts.choice, self._instance, self._paths)
+        self._info = HypervisorInfo(
+            uri=facts.uri,
+            driver=facts.driver,
+            domain_type=facts.profile.domain_type,
+            arch=facts.arch,
+            libvirt_version=facts.libvirt_version,
+            hypervisor_version=facts.hypervisor_version,
+            cores=facts.cores,
+            memory_mib=facts.memory_mib,
+            connected=True,
+            since=self._reactor.seconds(),
+            why=facts.choice.why,
+            cpu_caps=facts.profile.cpu_caps,
+            startable=facts.choice.profile is not None,
+        )
+        log.info("libvirt %s at %s: %s", facts.libvirt_version, facts.uri, facts.choice.why)
+        self._on_connection(True)
+        self._on_hint(None)
+
+    def _down(self, why: str) -> None:
+        was = self._info.connected
+        since = self._reactor.seconds() if was else self._info.since
+        self._info = dataclasses.replace(self._info, connected=False, since=since, why=why)
+        if was:
+            self._on_connection(False)
+
+    def _event(self, uuid: str) -> None:
+        if self._eyes is not None:
+            self._eyes.forget(uuid)
+        self._hint(uuid)
+
+    def _hint(self, vm: str) -> None:
+        self._on_hint(vm)
+
+    def _away(self) -> Fault:
+        return Fault(FaultKind.AWAY, f"libvirt: {self._info.why}")
+
+
+def _ask_monitor(conn: libvirt.virConnect, vm: str, disk: str) -> None:
+    """One harmless call that must pass the QEMU monitor."""
+    domain = lookup(conn, vm)
+    if domain is not None and domain.isActive():
+        domain.blockStats(disk)

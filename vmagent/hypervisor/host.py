@@ -1,0 +1,55 @@
+"""What this host's hypervisor is: read once per connection, on a thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import libvirt
+
+from vmagent.core import drivers
+from vmagent.core.drivers import Choice, Profile
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """profile: how this driver's domains are seen and handled; choice: what new guests become, if any may start."""
+
+    driver: str
+    uri: str
+    arch: str
+    cores: int
+    memory_mib: int
+    libvirt_version: str
+    hypervisor_version: str
+    profile: Profile
+    choice: Choice
+
+
+def gather(conn: libvirt.virConnect, emulation: str) -> HostFacts:
+    """emulation: "forbid" | "allow".  Errors: libvirtError; ValueError for a driver that vmagent does not know."""
+    driver = conn.getType()
+    offered = drivers.offer(conn.getCapabilities())
+    choice = drivers.pick(driver, offered, drivers.cpu_flags(CPUINFO.read_text(errors="replace")), emulation)
+    profile = choice.profile or drivers.of_driver(driver)
+    if profile is None:
+        raise ValueError(choice.why)
+    _, memory_mib, cores = conn.getInfo()[:3]
+    return HostFacts(
+        driver=driver,
+        uri=conn.getURI(),
+        arch=offered.arch,
+        cores=cores,
+        memory_mib=memory_mib,
+        libvirt_version=_version(conn.getLibVersion()),
+        hypervisor_version=_version(conn.getVersion()),
+        profile=profile,
+        choice=choice,
+    )
+
+
+def _version(number: int) -> str:
+    """libvirt's 1,000,000 x major + 1,000 x minor + release."""
+    return f"{number // 1_000_000}.{number // 1_000 % 1_000}.{number % 1_000}"

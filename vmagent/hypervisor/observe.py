@@ -1,0 +1,261 @@
+"""What libvirt says about domains, by calls that never enter the QEMU monitor (FACTS F1).
+
+Every function here runs on a thread of the observe link.  State comes in one bulk call where the driver has it.  The
+domain's XML is asked for when its domain id changed or an event said that something changed (`forget`): a hundred
+idle guests cost a hundred tags and a hundred limits, nothing else.
+
+Ours = the tag's VM id is the domain's uuid, and the tag's instance is this agent's (DESIGN 6).
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Dict, Iterator, List, Mapping, Optional, Set, Tuple, Union
+
+import libvirt
+
+from vmagent.core import limits
+from vmagent.core.domainxml import NAMESPACE, live_parts, read_tag
+from vmagent.core.drivers import Profile
+from vmagent.core.model import CpuLimit, DomainSeen, ForeignSeen, HostSeen, Seen, Tag
+from vmagent.errors import FaultKind
+from vmagent.hypervisor.faults import fault
+
+Parts = Tuple[Tuple[str, ...], Tuple[str, ...]]
+LIVE = (Seen.RUNNING, Seen.PAUSED, Seen.STOPPING)
+DOMAIN_0 = "00000000-0000-0000-0000-000000000000"  # Xen's own
+NO_QUOTA_US = 17_592_186_044_415  # libvirt's largest; cgroup v2's "max" reads as this or more
+
+STATES: Mapping[int, Seen] = {
+    libvirt.VIR_DOMAIN_NOSTATE: Seen.UNKNOWN,
+    libvirt.VIR_DOMAIN_RUNNING: Seen.RUNNING,
+    libvirt.VIR_DOMAIN_BLOCKED: Seen.RUNNING,
+    libvirt.VIR_DOMAIN_PAUSED: Seen.PAUSED,
+    libvirt.VIR_DOMAIN_SHUTDOWN: Seen.STOPPING,
+    libvirt.VIR_DOMAIN_SHUTOFF: Seen.OFF,
+    libvirt.VIR_DOMAIN_CRASHED: Seen.CRASHED,
+    libvirt.VIR_DOMAIN_PMSUSPENDED: Seen.PAUSED,
+}
+# libvirt's numbers per state, in order (libvirt-domain.h); what is beyond reads "unknown".
+REASONS: Mapping[int, Tuple[str, ...]] = {
+    libvirt.VIR_DOMAIN_RUNNING: (
+        "unknown", "booted", "migrated", "restored", "from-snapshot", "unpaused", "migration-cancelled",
+        "save-cancelled", "wakeup", "crashed", "postcopy", "postcopy-failed",
+    ),
+    libvirt.VIR_DOMAIN_PAUSED: (
+        "unknown", "user", "migration", "save", "dump", "ioerror", "watchdog", "from-snapshot", "shutting-down",
+        "snapshot", "crashed", "starting-up", "postcopy", "postcopy-failed", "api-error",
+    ),
+    libvirt.VIR_DOMAIN_SHUTDOWN: ("unknown", "user"),
+    libvirt.VIR_DOMAIN_SHUTOFF: (
+        "unknown", "shutdown", "destroyed", "crashed", "migrated", "saved", "failed", "from-snapshot", "daemon",
+    ),
+    libvirt.VIR_DOMAIN_CRASHED: ("unknown", "panicked"),
+    libvirt.VIR_DOMAIN_PMSUSPENDED: ("pmsuspended",),
+}  # fmt: skip
+# A paused domain that is not simply paused.
+PAUSED_BUT: Mapping[str, Seen] = {
+    "shutting-down": Seen.STOPPING,
+    "crashed": Seen.CRASHED,
+    "starting-up": Seen.UNKNOWN,  # libvirt is in the middle of a start: wait for its word
+}
+CERTAIN_ENDS = ("destroyed", "crashed", "failed", "saved")
+SETTLING = "settling"  # reason of an "off" that may still be a reboot
+
+
+def seen_of(state: int, reason: int) -> Tuple[Seen, str]:
+    """libvirt's two numbers as ours."""
+    words = REASONS.get(state, ())
+    word = words[reason] if 0 <= reason < len(words) else "unknown"
+    seen = STATES.get(state, Seen.UNKNOWN)
+    return (PAUSED_BUT.get(word, seen), word) if seen is Seen.PAUSED else (seen, word)
+
+
+class Stranger(Exception):
+    """A domain that is not ours: `why` is one of ForeignSeen.reason's words."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+def tag_of(domain: libvirt.virDomain, instance: str) -> Tag:
+    """The tag of a domain of ours.  Errors: Stranger, libvirtError."""
+    try:
+        tag = read_tag(domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, NAMESPACE, 0))
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_METADATA:
+            raise
+        raise Stranger("no-tag") from None
+    except ValueError:
+        raise Stranger("bad-tag") from None
+    if tag.instance != instance:
+        raise Stranger("other-instance")
+    if tag.spec.vm != domain.UUIDString():
+        raise Stranger("uuid-mismatch")
+    return tag
+
+
+def lookup(conn: libvirt.virConnect, vm: str) -> Optional[libvirt.virDomain]:
+    """The domain with this uuid, or None on libvirt's own word.  Errors: libvirtError."""
+    try:
+        return conn.lookupByUUIDString(vm)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise
+
+
+class Eyes:
+    """Looks at domains; remembers XML that cannot have changed.  The dictionaries are touched by single operations."""
+
+    def __init__(self, profile: Profile, instance: str, seconds: Callable[[], float]) -> None:
+        self._profile = profile
+        self._instance = instance
+        self._seconds = seconds  # boot clock
+        self._parts: Dict[str, Tuple[int, Parts]] = {}  # uuid -> (domain id, parts)
+        self._alive_at: Dict[str, float] = {}
+
+    def forget(self, uuid: str) -> None:
+        """Something about this domain changed."""
+        self._parts.pop(uuid, None)
+
+    def one(self, conn: libvirt.virConnect, vm: str) -> DomainSeen:
+        """One domain, read afresh."""
+        at = self._seconds()
+        self.forget(vm)
+        domain = lookup(conn, vm)
+        if domain is None:
+            return DomainSeen(vm, Seen.MISSING, "", at)
+        try:
+            looked = self._look(domain, domain.state(), at, lambda: bool(domain.hasManagedSaveImage()))
+        except libvirt.libvirtError as error:
+            if fault(error).kind is FaultKind.GONE:
+                return DomainSeen(vm, Seen.MISSING, "", at)
+            raise
+        if isinstance(looked, ForeignSeen):
+            return DomainSeen(vm, Seen.FOREIGN, looked.reason, at, name=looked.name)
+        return looked
+
+    def all(self, conn: libvirt.virConnect) -> HostSeen:
+        """Every domain of this host."""
+        at = self._seconds()
+        ours: Dict[str, DomainSeen] = {}
+        foreign: List[ForeignSeen] = []
+        saved = self._saved(conn)
+        present: Set[str] = set()
+        for domain, state in self._states(conn):
+            uuid = domain.UUIDString()
+            present.add(uuid)
+            looked = None if uuid == DOMAIN_0 else self._look_or_gone(domain, state, at, uuid in saved)
+            if isinstance(looked, DomainSeen):
+                ours[looked.vm] = looked
+            elif looked is not None:
+                foreign.append(looked)
+        self._forget_all_but(present)
+        return HostSeen(at, ours, tuple(foreign))
+
+    def _saved(self, conn: libvirt.virConnect) -> Set[str]:
+        domains = conn.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE)
+        return {domain.UUIDString() for domain in domains}
+
+    def _states(self, conn: libvirt.virConnect) -> Iterator[Tuple[libvirt.virDomain, List[int]]]:
+        if self._profile.bulk_statistics:
+            for domain, stats in conn.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE, 0):
+                yield domain, [stats.get("state.state", 0), stats.get("state.reason", 0)]
+            return
+        for domain in conn.listAllDomains(0):
+            try:
+                yield domain, domain.state()
+            except libvirt.libvirtError as error:
+                if fault(error).kind is not FaultKind.GONE:
+                    raise
+
+    def _look_or_gone(
+        self, domain: libvirt.virDomain, state: List[int], at: float, saved: bool
+    ) -> Union[DomainSeen, ForeignSeen, None]:
+        """None = it went away while we looked."""
+        try:
+            return self._look(domain, state, at, lambda: saved)
+        except libvirt.libvirtError as error:
+            if fault(error).kind is FaultKind.GONE:
+                return None
+            raise
+
+    def _look(
+        self, domain: libvirt.virDomain, state: List[int], at: float, saved: Callable[[], bool]
+    ) -> Union[DomainSeen, ForeignSeen]:
+        uuid, name = domain.UUIDString(), domain.name()
+        seen, reason = seen_of(state[0], state[1])
+        try:
+            tag = tag_of(domain, self._instance)
+        except Stranger as stranger:
+            return ForeignSeen(uuid, name, seen, stranger.why)
+        if seen is Seen.OFF and saved():
+            seen = Seen.SAVED
+        seen, reason = self._settled(uuid, seen, reason, at)
+        devices, disks = self._known_parts(domain, uuid)
+        live = domain.ID() != -1 and seen in LIVE
+        cpu = self._cpu(domain, tag) if live else None
+        return DomainSeen(uuid, seen, reason, at, tag, name, cpu, devices if live else (), disks)
+
+    def _settled(self, uuid: str, seen: Seen, reason: str, at: float) -> Tuple[Seen, str]:
+        """An end that may be the first half of a reboot is STOPPING until the driver's time for that has passed."""
+        if not self._profile.off_settles_s:
+            return seen, reason
+        if seen is not Seen.OFF:
+            self._alive_at[uuid] = at
+        alive_at = self._alive_at.get(uuid)
+        if seen is not Seen.OFF or reason in CERTAIN_ENDS or alive_at is None:
+            return seen, reason
+        if at - alive_at < self._profile.off_settles_s:
+            return Seen.STOPPING, SETTLING
+        return seen, reason
+
+    def _known_parts(self, domain: libvirt.virDomain, uuid: str) -> Parts:
+        number = domain.ID()
+        known = self._parts.get(uuid)
+        if known is not None and known[0] == number:
+            return known[1]
+        parts = live_parts(domain.XMLDesc(0))
+        self._parts[uuid] = (number, parts)
+        return parts
+
+    def _cpu(self, domain: libvirt.virDomain, tag: Tag) -> Optional[CpuLimit]:
+        """The limit read back.  None = it ended meanwhile, or this driver has none to read."""
+        try:
+            if self._profile.cpu_cap == "quota":
+                return loosest(domain.schedulerParametersFlags(libvirt.VIR_DOMAIN_AFFECT_LIVE))
+            if self._profile.cpu_cap == "credit":
+                return limits.from_credit_cap(tag.spec, int(domain.schedulerParameters().get("cap", 0)))
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
+                raise
+        return None
+
+    def _forget_all_but(self, present: Set[str]) -> None:
+        for uuid in set(self._parts).union(self._alive_at) - present:
+            self._parts.pop(uuid, None)
+            self._alive_at.pop(uuid, None)
+
+
+def loosest(parameters: Mapping[str, int]) -> CpuLimit:
+    """The limit of the vCPUs, unless QEMU's own thread was given more than goes with it: then that one.
+
+    So a limit that was lifted from either is seen.
+    """
+    vcpu = _limit(parameters, "vcpu")
+    emulator = _limit(parameters, "emulator")
+    expected = limits.emulator_limit(vcpu)
+    if vcpu.quota_us < 0 or _share(emulator) <= _share(expected):
+        return vcpu
+    return emulator
+
+
+def _limit(parameters: Mapping[str, int], which: str) -> CpuLimit:
+    quota = int(parameters.get(f"{which}_quota", -1))
+    period = int(parameters.get(f"{which}_period", limits.PERIOD_US)) or limits.PERIOD_US
+    return CpuLimit(period, quota if 0 < quota < NO_QUOTA_US else -1)
+
+
+def _share(limit: CpuLimit) -> float:
+    return float("inf") if limit.quota_us < 0 else limit.quota_us / limit.period_us
