@@ -23,7 +23,7 @@ TAKEN = (
     *("lo", "en", "eth", "wl", "ww", "br", "virbr", "bond", "team", "vlan", "tap", "tun", "veth", "vnet", "vif"),
     *("macvtap", "macvlan", "dummy", "ifb", "docker", "ovs", "wg", "sit", "gre", "ib"),
 )
-_DERIVED = re.compile("[a-z2-7]{%d}" % DEVICE_CHARACTERS)
+_DERIVED = re.compile(f"[a-z2-7]{{{DEVICE_CHARACTERS}}}")
 _WILD = frozenset("*?[")
 
 
@@ -40,7 +40,8 @@ def instance(values: Values) -> Iterator[Complaint]:
     for network, settings in values["networks"].items():
         bridge = settings["bridge"]
         if bridge.startswith(own) and _DERIVED.fullmatch(bridge[len(own) :]):
-            yield Complaint(("networks", network, "bridge"), f'"{bridge}" looks like a guest\'s interface', "another name")
+            detail = f'"{bridge}" looks like the interface of a guest'
+            yield Complaint(("networks", network, "bridge"), detail, "another name")
 
 
 def broker(values: Values) -> Iterator[Complaint]:

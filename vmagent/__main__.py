@@ -1,0 +1,86 @@
+"""The `vmagent` command: arguments and exit codes; everything else is the daemon's.
+
+Exit codes, part of the contract with systemd and scripts:
+
+    0   stopped on request; with --check-config: nothing is wrong
+    1   the agent failed; systemd starts it again
+    2   wrong arguments, or a configuration that cannot be used: starting again does not help
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import sys
+from pathlib import Path
+from typing import List, Optional
+
+from vmagent import __version__, configfile
+from vmagent.errors import Problem, Problems
+
+OK, USAGE = 0, 2
+
+_EXAMPLES = """\
+examples:
+  vmagent                                        run with /etc/vmagent/vmagent.yaml and its drop-ins
+  vmagent --check-config                         all errors of the configuration at once
+  vmagent --config try/vmagent.yaml --show-config    what would be in force, and which file says it
+
+exit codes:
+  0  stopped on request, or nothing wrong with the configuration
+  1  the agent failed (systemd starts it again)
+  2  wrong arguments or configuration (starting again does not help)
+
+signals:
+  TERM, INT  stop; guests, rules and limits stay as they are
+  HUP        read the configuration again
+"""
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line, for --help, the tests and the manual."""
+    parser = argparse.ArgumentParser(
+        prog="vmagent",
+        description="Starts, holds and ends virtual machines on this host for the controllers of a site.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", type=Path, default=configfile.DEFAULT_PATH, help="configuration (%(default)s)"
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--check-config", action="store_true", help="tell everything that is wrong with it, and end")
+    what.add_argument("--show-config", action="store_true", help="print what is in force with its sources, and end")
+    parser.add_argument("--version", action="version", version=f"vmagent {__version__}")
+    return parser
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run the command; returns the exit code."""
+    options = arguments().parse_args(argv)
+    try:
+        if options.show_config:
+            sys.stdout.write(configfile.show(configfile.read_raw(options.config, socket.getfqdn())))
+            return OK
+        config = configfile.read(options.config, socket.getfqdn(), check_files=options.check_config)
+    except Problem as problem:
+        return _refused(problem)
+    if options.check_config:
+        print(f"{options.config}: nothing wrong")
+        return OK
+    from vmagent import daemon  # here, because it takes the reactor, which no other command needs
+
+    return daemon.run(config, options.config)
+
+
+def _refused(problem: Problem) -> int:
+    problems = problem.problems if isinstance(problem, Problems) else (problem,)
+    for one in problems:
+        print(one.detail, file=sys.stderr)
+    plural = "s" if len(problems) > 1 else ""
+    print(f"vmagent: {len(problems)} error{plural} in the configuration", file=sys.stderr)
+    return USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
