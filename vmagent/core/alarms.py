@@ -60,7 +60,8 @@ def _running(record: VmRecord, observed: Observed, facts: Facts, following: Step
         ("ran-unproven", following is Step.PAUSE and facts.unproven),
         ("cpu-drift", held and readable and not facts.proven),
         ("cpu-unseen", held and not readable and not facts.proven),
-        ("witness-drift", following is Step.HOLD and unwatched(record, observed)),
+        # One repair at a time, and this one is made when it is first told: the limit goes first.
+        ("witness-drift", following is Step.HOLD and unwatched(record, observed) and (facts.proven or not readable)),
     ]
 
 

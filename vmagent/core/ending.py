@@ -52,8 +52,8 @@ def because(record: VmRecord, who: str, why: str, now: Now) -> VmRecord:
 
 
 def rebooted(record: VmRecord, now: Now) -> bool:
-    """Whether the host was booted after this VM first ran."""
-    return record.journal.may_have_run and lease.run_boot(record.journal) != now.boot_id
+    """Whether the host was booted after this VM first ran; False where the boot it ran in is not known."""
+    return record.journal.may_have_run and lease.run_boot(record.journal) not in ("", now.boot_id)
 
 
 def _how(record: VmRecord, observed: Observed, now: Now) -> Tuple[Outcome, str, str]:
@@ -79,6 +79,13 @@ def ended(record: VmRecord, observed: Observed, now: Now) -> VmRecord:
     desired = record.desired if record.desired is Desired.ABSENT else Desired.STOP
     record = journaled(record, ended_at=now.at, ended_boot=now.boot_id)
     return because(dataclasses.replace(record, outcome=outcome, desired=desired), who, why, now)
+
+
+def begun(record: VmRecord, now: Now) -> VmRecord:
+    """It runs from now on, for all we know; the lease begins with the first time that this is said."""
+    if record.journal.started_at is not None:
+        return journaled(record, may_have_run=True)
+    return journaled(record, may_have_run=True, started_at=now.at, started_boot=now.boot_id, started_wall=now.wall)
 
 
 def begin_stop(record: VmRecord, cause: str, at: float, grace_s: int, now: Now, why: str) -> VmRecord:

@@ -13,6 +13,7 @@ from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 from vmagent.core import codec, lease, walltime
 from vmagent.core.changes import Epoch, OutboxRow
+from vmagent.core.drivers import PROFILES
 from vmagent.core.limits import cpu_holds, cpu_limit
 from vmagent.core.model import (
     CpuLimit,
@@ -46,7 +47,7 @@ VOLATILE: Tuple[Tuple[str, ...], ...] = (
     ("lease", "used_s"),
     ("limits", "proven", "cpu", "proven_at"),
 )
-ROOT_DISKS = frozenset({"vda", "xvda", "sda", "hda"})
+ROOT_DISKS = frozenset(profile.disk_names[0] for profile in PROFILES.values())
 
 
 # -- phases

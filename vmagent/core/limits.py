@@ -36,7 +36,7 @@ def cpu_limit(spec: VmSpec) -> CpuLimit:
 
 
 def emulator_limit(cpu: CpuLimit) -> CpuLimit:
-    """The limit of QEMU's own thread (emulation, disk and network work for the guest): that of one vCPU, with a floor."""
+    """The limit of QEMU's own thread (its disk and network work for the guest): that of one vCPU, with a floor."""
     if cpu.quota_us < 0:
         return cpu
     return CpuLimit(cpu.period_us, max(cpu.quota_us, cpu.period_us * EMULATOR_FLOOR_PERCENT // 100))

@@ -21,7 +21,7 @@ from typing import Callable, Dict, Optional, Tuple
 from vmagent.core import lease
 from vmagent.core.actions import Action, Do
 from vmagent.core.alarms import Note, alarms, fresh_notes, unwatched
-from vmagent.core.ending import because, begin_stop, ended, gave_up, journaled, rebooted, rolled_back
+from vmagent.core.ending import because, begin_stop, begun, ended, gave_up, journaled, rebooted, rolled_back
 from vmagent.core.events import is_ready
 from vmagent.core.limits import cpu_holds, cpu_limit
 from vmagent.core.model import Desired, Now, Observed, Seen, Tag, VmRecord
@@ -139,7 +139,11 @@ def _keep(record: VmRecord, now: Now) -> VmRecord:
 
 def _seen(record: VmRecord, observed: Observed, now: Now) -> VmRecord:
     """What the observation itself settles in the journal."""
-    if observed.domain.seen is not Seen.RUNNING or record.outcome is not None:
+    if record.outcome is not None:
+        return record
+    if record.journal.may_have_run and observed.domain.seen in LIVE:
+        record = begun(record, now)  # a record out of a restored store may not know when: every VM has a lease
+    if observed.domain.seen is not Seen.RUNNING:
         return record
     resumed = record.journal.paused_by == "resume"
     overruled = record.journal.paused_by == "command" and record.desired is Desired.RUN
@@ -202,23 +206,15 @@ def _resume(case: _Case) -> _Done:
     journal = case.record.journal
     if journal.paused_by == "command" and case.record.desired is Desired.RUN and case.record.spec.interfaces:
         return case.act(Do.WATCH_NETWORK, journaled(case.record, paused_by="start"))
-    record = journaled(_begun(case.record, case.now), paused_by="resume", ready_at=None)
+    record = journaled(begun(case.record, case.now), paused_by="resume", ready_at=None)
     return case.act(Do.RESUME, record)
-
-
-def _begun(record: VmRecord, now: Now) -> VmRecord:
-    if record.journal.started_at is not None:
-        return journaled(record, may_have_run=True)
-    return journaled(
-        record, may_have_run=True, started_at=now.at, started_boot=now.boot_id, started_wall=now.wall
-    )  # fmt: skip
 
 
 def _pause(case: _Case) -> _Done:
     record = case.record
     if case.facts.unproven:
         # It executes already: at most once counts from here, and so does the lease.
-        record = journaled(_begun(record, case.now), attempt_boot=record.journal.attempt_boot or case.now.boot_id)
+        record = journaled(begun(record, case.now), attempt_boot=record.journal.attempt_boot or case.now.boot_id)
         return case.act(Do.PAUSE, journaled(record, paused_by="start"))
     return case.act(Do.PAUSE, journaled(record, paused_by="command"))
 

@@ -4,7 +4,7 @@ A member is judged from the stored wish and the phase seen, so a judgement can b
 reply goes out when every member is settled: `done` when all are, else `failed`, with one entry per member.
 
 Past `ready_by_s` a start is answered as failed and nothing is killed for it.  An atomic start is all or nothing: when
-one member ends before it was ready, the others are rolled back (`rollbacks`), and the reply waits until they have ended.
+one member ends before it was ready, the others are rolled back (`rollbacks`), and the reply waits for their end.
 """
 
 from __future__ import annotations

@@ -1,0 +1,115 @@
+"""The table is total and says what the design's section 6 says (DESIGN 6)."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+
+from vmagent.core.model import Desired, Seen
+from vmagent.core.transitions import TABLE, Facts, Step, step
+
+DESIGN = """
+run    | define   | start    | discard | hold     | resume      | wait    | destroy | report  | refuse | wait
+paused | define   | start    | rest    | pause    | rest        | wait    | destroy | report  | refuse | wait
+stop   | rest     | rest     | discard | shutdown | stop-paused | wait    | destroy | destroy | refuse | wait
+absent | clean-up | undefine | discard | destroy  | destroy     | destroy | destroy | destroy | refuse | wait
+"""
+CELLS = list(itertools.product(Desired, Seen))
+FLAGS = [field.name for field in dataclasses.fields(Facts)]
+ALL_FACTS = [Facts(*values) for values in itertools.product((False, True), repeat=len(FLAGS))]
+STARTING = (Step.DEFINE, Step.START)
+ENDS_OR_UNDOES = (Step.DESTROY, Step.SHUTDOWN, Step.PAUSE, Step.DISCARD, Step.UNDEFINE, Step.CLEAN_UP)
+
+
+def test_the_table_is_the_design() -> None:
+    for line in DESIGN.strip().splitlines():
+        desired, *steps = (word.strip() for word in line.split("|"))
+        assert [TABLE[Desired(desired), seen].value for seen in Seen] == steps
+
+
+def test_every_cell_is_there() -> None:
+    assert set(TABLE) == set(CELLS)
+
+
+def test_total_over_the_whole_product() -> None:
+    for (desired, seen), facts in itertools.product(CELLS, ALL_FACTS):
+        following = step(desired, seen, facts)
+        assert isinstance(following, Step)
+        assert following is not Step.STOP_PAUSED
+
+
+def test_what_may_have_run_is_never_started() -> None:
+    for (desired, seen), facts in itertools.product(CELLS, ALL_FACTS):
+        if facts.has_run or facts.ended or facts.process:
+            assert step(desired, seen, facts) not in STARTING, (desired, seen, facts)
+
+
+def test_nothing_is_resumed_unproven_or_not_paused_by_us() -> None:
+    for (desired, seen), facts in itertools.product(CELLS, ALL_FACTS):
+        if step(desired, seen, facts) is Step.RESUME:
+            assert seen is Seen.PAUSED
+            assert facts.proven
+            assert not facts.ended
+            if desired is Desired.RUN:
+                assert facts.paused_by_us
+            else:
+                assert desired is Desired.STOP
+                assert facts.has_run
+                assert not facts.io_error
+                assert not facts.grace_over
+
+
+def test_foreign_and_unknown_are_never_touched() -> None:
+    for desired, facts in itertools.product(Desired, ALL_FACTS):
+        assert step(desired, Seen.UNKNOWN, facts) is Step.WAIT
+        assert step(desired, Seen.FOREIGN, facts) in (Step.REFUSE, Step.END, Step.CLOSE)
+
+
+def test_a_missing_seen_once_proves_nothing() -> None:
+    for desired, facts in itertools.product(Desired, ALL_FACTS):
+        if not facts.missing_twice:
+            following = step(desired, Seen.MISSING, facts)
+            harmless = following is Step.DEFINE and not facts.attempted and not facts.has_run
+            assert harmless or following in (Step.WAIT, Step.REST)
+
+
+def test_a_live_process_stops_every_conclusion() -> None:
+    for desired, seen, facts in itertools.product(Desired, (Seen.OFF, Seen.MISSING), ALL_FACTS):
+        if facts.process:
+            assert step(desired, seen, facts) is Step.WAIT
+
+
+def test_what_is_wanted_is_never_ended_by_the_table() -> None:
+    """Only an end, an unproven run or a crash is acted against while RUN is desired."""
+    for seen, facts in itertools.product(Seen, ALL_FACTS):
+        following = step(Desired.RUN, seen, facts)
+        if following in ENDS_OR_UNDOES:
+            allowed = facts.ended or (following is Step.PAUSE and facts.unproven)
+            assert allowed or seen in (Seen.CRASHED, Seen.SAVED), (seen, facts)
+
+
+def test_an_unproven_run_is_suspended() -> None:
+    assert step(Desired.RUN, Seen.RUNNING, Facts(unproven=True)) is Step.PAUSE
+    assert step(Desired.STOP, Seen.RUNNING, Facts(unproven=True)) is Step.DESTROY
+
+
+def test_an_ended_guest_never_runs() -> None:
+    for desired in (Desired.STOP, Desired.ABSENT):
+        for seen in (Seen.RUNNING, Seen.PAUSED):
+            assert step(desired, seen, Facts(has_run=True, ended=True, proven=True)) is Step.DESTROY
+
+
+@pytest.mark.parametrize("seen", [Seen.RUNNING, Seen.PAUSED, Seen.STOPPING, Seen.CRASHED, Seen.STUCK])
+def test_the_ladder_ends_in_destroy(seen: Seen) -> None:
+    facts = Facts(has_run=True, proven=True, grace_over=True)
+    assert step(Desired.STOP, seen, facts) is Step.DESTROY
+
+
+def test_closing_needs_that_nothing_is_left() -> None:
+    for (desired, seen), facts in itertools.product(CELLS, ALL_FACTS):
+        if step(desired, seen, facts) is Step.CLOSE:
+            assert desired is Desired.ABSENT
+            assert facts.ended
+            assert not facts.left
