@@ -113,7 +113,8 @@ class Spool:
             " FROM outbox JOIN epochs ON epochs.id = outbox.epoch WHERE row > ? ORDER BY row LIMIT ?",
             (after, limit),
         )
-        return tuple(OutboxRow(*columns, data=json.loads(data)) for *columns, data in found.fetchall())
+        rows: List[List[Any]] = [[*row[:-1], json.loads(row[-1])] for row in found.fetchall()]
+        return tuple(OutboxRow(*row) for row in rows)
 
     def sequences(self, epoch: Epoch) -> Dict[str, int]:
         found = self._connection.execute("SELECT stream, last FROM sequences WHERE epoch = ?", (epoch.id,))
