@@ -1,0 +1,157 @@
+"""Golden images, overlays and seeds on the local disk: `ports.Images`.
+
+Rules
+
+1. Files are named by VM id; what is not so named is not ours and is neither listed nor touched.
+2. Work on one VM stands in its own lane; verifying an image stands in the image's lane, so a hundred VMs on one image
+   hash it once.
+3. Overlay and seed belong to us with mode 0600; libvirt hands them to QEMU's user while the guest runs.  Their
+   directories can be passed through by anybody (o+x), not listed.
+4. Golden images are only read.  QEMU's user must be able to read them; nobody changes their owner (FACTS F19).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Set, Tuple
+
+from twisted.internet.defer import Deferred, fail
+
+from vmagent.config import ImageSettings
+from vmagent.core.actions import Action, Do
+from vmagent.core.model import VmSpec
+from vmagent.core.policy import CatalogueImage
+from vmagent.core.seed import seed_files
+from vmagent.errors import Fault, FaultKind
+from vmagent.images.golden import Golden, GoldenImages
+from vmagent.images.overlay import GIB, make_overlay
+from vmagent.images.places import fault_of, sync_directory
+from vmagent.images.seed import make_seed
+from vmagent.lanes import Lanes
+
+DIRECTORY_MODE = 0o711
+_VM = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+_TEMPORARY = ".part"
+_KINDS = {".qcow2": "overlay", ".iso": "seed"}
+_OURS = re.compile(rf"({_VM})(\.qcow2|\.iso)")
+_UNFINISHED = re.compile(rf"{_VM}(\.qcow2|\.iso|\.files){re.escape(_TEMPORARY)}")
+_LOOK_S = 20.0
+
+
+class LocalImages:
+    """`lanes`: own threads for the disk; several, so that a long hash holds up nobody else."""
+
+    def __init__(self, settings: ImageSettings, catalogue: Mapping[str, CatalogueImage], lanes: Lanes) -> None:
+        self._overlays = settings.overlays
+        self._seeds = settings.seeds
+        self._golden = GoldenImages(settings.directory, catalogue)
+        self._lanes = lanes
+        self._work: Mapping[Do, Callable[[Action], Deferred[None]]] = {
+            Do.MAKE_OVERLAY: self._make_overlay,
+            Do.MAKE_SEED: lambda action: self._in_lane(action, self._make_seed, action.spec),
+            Do.CLEAN_UP: lambda action: self._in_lane(action, self._clean_up, action.vm),
+        }
+
+    def start(self) -> Deferred[None]:
+        """Before anything else: make the directories, sweep what a crash left unfinished.  Faults: REFUSED, FULL."""
+        return self._lanes.run("start", _LOOK_S, _mapped, self._prepare)
+
+    def perform(self, action: Action) -> Deferred[None]:
+        """See ports.Images.  An action that is not ours is a programming error and fails as REFUSED."""
+        work = self._work.get(action.do)
+        if work is None:
+            return fail(Fault(FaultKind.REFUSED, f"{action.do.value} is not for images"))
+        return work(action)
+
+    def leftovers(self) -> Deferred[Mapping[str, FrozenSet[str]]]:
+        """See ports.Images.  Unfinished files are not counted: the next CLEAN_UP or start takes them away."""
+        return self._lanes.run("leftovers", _LOOK_S, _mapped, self._list)
+
+    def free_gib(self) -> Deferred[int]:
+        """See ports.Images.  What an unprivileged writer could still use."""
+        return self._lanes.run("free", _LOOK_S, _mapped, self._free)
+
+    def paths(self, vm: str) -> Tuple[str, str]:
+        return str(self._overlays / f"{vm}.qcow2"), str(self._seeds / f"{vm}.iso")
+
+    def golden(self, spec: VmSpec) -> Path:
+        """The golden image's file, for the domain's `<backingStore>`.  Faults: REFUSED, not in the catalogue."""
+        return self._golden.path(spec.image)
+
+    def _in_lane(self, action: Action, call: Callable[..., None], *args: Any) -> Deferred[None]:
+        return self._lanes.run(action.vm, action.deadline_s, _mapped, call, *args)
+
+    def _make_overlay(self, action: Action) -> Deferred[None]:
+        image = action.spec.image
+        verified = self._lanes.run(f"image {image.id}", action.deadline_s, _mapped, self._golden.verify, image)
+        return verified.addCallback(lambda golden: self._in_lane(action, self._overlay, action.spec, golden))
+
+    def _overlay(self, spec: VmSpec, golden: Golden) -> None:
+        target = Path(self.paths(spec.vm)[0])
+        _sweep(target)
+        make_overlay(golden, spec.disk_gib, target, _part(target))
+
+    def _make_seed(self, spec: VmSpec) -> None:
+        target = Path(self.paths(spec.vm)[1])
+        try:
+            files = seed_files(spec)
+        except ValueError as error:
+            raise Fault(FaultKind.REFUSED, f"seed of {spec.vm}: {error}") from error
+        _sweep(target)
+        make_seed(files, target, _part(target), _folder(target))
+
+    def _clean_up(self, vm: str) -> None:
+        for target in map(Path, self.paths(vm)):
+            target.unlink(missing_ok=True)
+            _sweep(target)
+            sync_directory(target.parent)
+
+    def _prepare(self) -> None:
+        for directory in (self._overlays, self._seeds):
+            directory.mkdir(parents=True, exist_ok=True)
+            directory.chmod(DIRECTORY_MODE)
+            for path in _matching(directory, _UNFINISHED):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _list(self) -> Mapping[str, FrozenSet[str]]:
+        found: Dict[str, Set[str]] = {}
+        for directory, suffix in ((self._overlays, ".qcow2"), (self._seeds, ".iso")):
+            for path in _matching(directory, _OURS):
+                if path.suffix == suffix:
+                    found.setdefault(path.stem, set()).add(_KINDS[suffix])
+        return {vm: frozenset(kinds) for vm, kinds in found.items()}
+
+    def _free(self) -> int:
+        disk = os.statvfs(self._overlays)
+        return disk.f_bavail * disk.f_frsize // GIB
+
+
+def _part(target: Path) -> Path:
+    return target.with_name(target.name + _TEMPORARY)
+
+
+def _folder(target: Path) -> Path:
+    return target.with_name(target.stem + ".files" + _TEMPORARY)
+
+
+def _sweep(target: Path) -> None:
+    """Take away what an earlier attempt left on the way to `target`."""
+    _part(target).unlink(missing_ok=True)
+    if _folder(target).is_dir():
+        shutil.rmtree(_folder(target))
+
+
+def _matching(directory: Path, pattern: re.Pattern[str]) -> List[Path]:
+    with os.scandir(directory) as entries:
+        return [Path(e.path) for e in entries if pattern.fullmatch(e.name)]
+
+
+def _mapped(call: Callable[..., Any], *args: Any) -> Any:
+    """On the lane's thread: an error of the file system becomes a Fault."""
+    try:
+        return call(*args)
+    except OSError as error:
+        raise fault_of(error, Path(error.filename or "")) from error

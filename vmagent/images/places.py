@@ -1,0 +1,68 @@
+"""Files on the way to their names, and what the disk says when it is full.
+
+Every file is written under a temporary name beside its target, brought to the disk, then renamed: under its own name it
+is complete or absent, whenever the power fails.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Mapping, Optional
+
+from vmagent.errors import Fault, FaultKind
+
+PRIVATE = 0o600
+_ENOUGH = 1 << 20  # bytes that an overlay or a seed takes at first
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def fault_of(error: OSError, where: Path) -> Fault:
+    """What an error of the file system means for the loop."""
+    detail = f"{where}: {error.strerror}"
+    return Fault(FaultKind.FULL if error.errno in _NO_SPACE else FaultKind.REFUSED, detail)
+
+
+def settle(temporary: Path, target: Path) -> None:
+    """Bring `temporary` to the disk and give it its name."""
+    file = os.open(temporary, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.fchmod(file, PRIVATE)
+        os.fsync(file)
+    finally:
+        os.close(file)
+    os.replace(temporary, target)
+    sync_directory(target.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Names that were made or taken away survive a power failure from here on."""
+    file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def written(files: Mapping[str, str], folder: Path) -> None:
+    """A new private `folder` with these files."""
+    folder.mkdir(mode=0o700)
+    for name, content in files.items():
+        file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE)
+        with os.fdopen(file, "w", encoding="ascii") as out:
+            out.write(content)
+
+
+def full(directory: Path) -> Optional[Fault]:
+    """A FULL fault if `directory` cannot take a small file now: a foreign program's failure has no errno to go by."""
+    try:
+        file = os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, PRIVATE)
+        try:
+            os.posix_fallocate(file, 0, _ENOUGH)
+        finally:
+            os.close(file)
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            return fault_of(error, directory)
+    return None
