@@ -197,7 +197,8 @@ def _plain_handler(stream: TextIO) -> logging.Handler:
 
 
 _ours: List[logging.Handler] = []
-_twisted: List[STDLibLogObserver] = []
+_twisted: List[Any] = []
+_from_warning: Any = LogLevelFilterPredicate(LogLevel.warn)
 
 
 def setup(level: str, journald: Optional[bool] = None) -> None:
@@ -223,8 +224,8 @@ def _observe_twisted() -> None:
     """What Twisted logs, such as the traceback of an error nobody took, goes the same way."""
     if _twisted:
         return
-    observer = STDLibLogObserver(name="vmagent.twisted")
+    observer: Any = STDLibLogObserver(name="vmagent.twisted")
     _twisted.append(observer)
 
-    important = FilteringLogObserver(observer, [LogLevelFilterPredicate(LogLevel.warn)])
+    important: Any = FilteringLogObserver(observer, [_from_warning])
     globalLogBeginner.beginLoggingTo([important], redirectStandardIO=False)
