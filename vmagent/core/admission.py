@@ -1,0 +1,236 @@
+"""May this start be taken here, and as what: site limits, capacity, addresses (PROTOCOL 3).
+
+Two kinds of reasons.  What is wrong with the request or the host concerns every member and refuses the whole: all such
+reasons are told together.  What runs out (capacity, addresses) concerns members, in order: `atomic` needs room for all,
+otherwise as many as fit are admitted and the rest is refused, each with its reasons.
+
+Capacity counts wishes, not processes.  A wish that has not ended holds its cores and memory; a wish that is not closed
+holds its whole disk, kept disks included.  Cores may be promised `cpu_overcommit` times, memory and disk once.  Free on
+the disk is what is free now, minus the floor, minus *all* that the disks of open wishes may grow to: what they have
+written already is counted twice, unless the caller knows it (`disk_written_gib`), so that a promise is always kept.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from vmagent.core import addresses, codec, identity, request
+from vmagent.core.asked import Asked, asked, beyond
+from vmagent.core.commands import Command
+from vmagent.core.model import ImageRef, Owner, VmRecord, VmSpec
+from vmagent.core.policy import Policy
+from vmagent.errors import Problem, Problems
+
+MOST_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class HostRoom:
+    """The host as admission sees it."""
+
+    cores: int
+    memory_mib: int
+    disk_free_gib: int  # free now where overlays live, rounded down
+    drained: bool
+    emulated_ok: bool  # guests can run: there is hardware virtualisation, or the site allows emulation
+    disk_written_gib: int = 0  # what overlays of open wishes already take, rounded down; 0 = not known
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What is taken, and which members are not."""
+
+    specs: Tuple[VmSpec, ...]
+    refused: Tuple[Tuple[int, Problem], ...] = ()  # (member, why)
+
+
+@dataclass(frozen=True)
+class _Room:
+    """What is left to promise."""
+
+    cores: int
+    memory_mib: int
+    disk_gib: int
+
+    def minus(self, what: Asked) -> _Room:
+        return _Room(self.cores - what.cores, self.memory_mib - what.memory_mib, self.disk_gib - what.disk_gib)
+
+
+def admit(command: Command, policy: Policy, records: Sequence[VmRecord], room: HostRoom) -> Admission:
+    """Decide a `vm.start`; `records` are all wishes that are not closed.
+
+    Problems when nothing (or, `atomic`, not all) can be taken, all at once: `drained`, `no-virtualisation`,
+    `owner-needed`, `unknown-flavour`, `unknown-network`, `unknown-image`, `over-limit`, `disk-too-small`, `address`,
+    `mac`, `address-in-use`, `id-in-use`, `no-capacity`.
+    """
+    problems = _host_problems(policy, room) + _name_problems(command, policy)
+    what: Optional[Asked] = None
+    owner: Optional[Owner] = None
+    try:
+        owner = request.owner_of(command)
+    except Problem as problem:
+        problems.append(problem)
+    try:
+        what = asked(command.args, policy)
+    except Problem as problem:
+        problems.append(problem)
+    left = _left(policy, records, room)
+    if what is not None:
+        problems += _size_problems(command, policy, what)
+        at_once = what.count if command.args.get("atomic") else 1
+        problems += _lacking(what, at_once, left, room)
+    if problems or what is None or owner is None:
+        raise _all(problems)
+    return _members(command, policy, records, room, _Start(what, owner, left))
+
+
+@dataclass(frozen=True)
+class _Start:
+    what: Asked
+    owner: Owner
+    left: _Room
+
+
+# ---- reasons that concern the whole ----
+
+
+def _host_problems(policy: Policy, room: HostRoom) -> List[Problem]:
+    problems: List[Problem] = []
+    if room.drained:
+        problems.append(Problem("drained", f"{policy.host} takes no new VMs until it is undrained"))
+    if not room.emulated_ok:
+        detail = f"{policy.host} has no hardware virtualisation, and the site forbids emulation"
+        problems.append(Problem("no-virtualisation", detail))
+    return problems
+
+
+def _name_problems(command: Command, policy: Policy) -> List[Problem]:
+    args = command.args
+    problems = [
+        _unknown("network", network["type"], sorted(policy.networks), f"args.networks[{index}].type")
+        for index, network in enumerate(args.get("networks", ()))
+        if network["type"] not in policy.networks
+    ]
+    if args["image"]["id"] not in policy.images:
+        problems.append(_unknown("image", args["image"]["id"], sorted(policy.images), "args.image.id"))
+    if args.get("count", 1) > 1:
+        problems += addresses.unshareable(args.get("networks", ()), policy)
+    return problems
+
+
+def _unknown(kind: str, name: str, known: List[str], path: str) -> Problem:
+    detail = f"there is no {kind} {name}; there is {', '.join(known) or 'none'}"
+    return Problem(f"unknown-{kind}", detail, path=path, accepted=known)
+
+
+def _size_problems(command: Command, policy: Policy, what: Asked) -> List[Problem]:
+    problems = [
+        Problem("over-limit", f"{excess} on this site", path=excess.path, needed=excess.needed, maximum=excess.maximum)
+        for excess in beyond(what, policy.maxima)
+    ]
+    image = policy.images.get(command.args["image"]["id"])
+    if image is not None and what.disk_gib < image.minimum_disk_gib:
+        detail = f"image {image.id} needs a disk of {image.minimum_disk_gib} GiB; {what.disk_gib} GiB were asked for"
+        path = what.path("disk_gib")
+        problems.append(Problem("disk-too-small", detail, path=path, minimum=image.minimum_disk_gib))
+    return problems
+
+
+# ---- capacity ----
+
+
+def _left(policy: Policy, records: Sequence[VmRecord], room: HostRoom) -> _Room:
+    alive = [record.spec for record in records if record.outcome is None and not record.closed]
+    promised_gib = sum(record.spec.disk_gib for record in records if not record.closed)
+    return _Room(
+        cores=math.floor(room.cores * policy.cpu_overcommit + 1e-9) - sum(spec.cores for spec in alive),
+        memory_mib=room.memory_mib - policy.reserved_memory_mib - sum(spec.memory_mib for spec in alive),
+        disk_gib=room.disk_free_gib + room.disk_written_gib - policy.disk_floor_gib - promised_gib,
+    )
+
+
+def _lacking(what: Asked, times: int, left: _Room, room: HostRoom) -> List[Problem]:
+    """Everything that is too little for `times` such VMs; one VM never has more cores than the host."""
+    cores_free = min(left.cores, room.cores) if times == 1 or what.cores > room.cores else left.cores
+    rows = (
+        ("cores", what.cores, cores_free),
+        ("memory_mib", what.memory_mib, left.memory_mib),
+        ("disk_gib", what.disk_gib, left.disk_gib),
+    )
+    return [
+        Problem("no-capacity", f"{name}: {each * times} needed, {max(free, 0)} free on this host",
+                path=what.path(name), resource=name, needed=each * times, free=max(free, 0))
+        for name, each, free in rows
+        if each * times > free
+    ]  # fmt: skip
+
+
+# ---- members ----
+
+
+def _members(
+    command: Command, policy: Policy, records: Sequence[VmRecord], room: HostRoom, start: _Start
+) -> Admission:
+    specs: List[VmSpec] = []
+    refused: List[Tuple[int, Problem]] = []
+    known = {record.vm for record in records}
+    held = addresses.taken(records)
+    left = start.left
+    for member in range(start.what.count):
+        try:
+            spec = _member(command, policy, start, member, held, known)
+            lacking = _lacking(start.what, 1, left, room)
+            if lacking:
+                raise Problems(lacking)
+        except Problem as problem:
+            refused.append((member, problem))
+            continue
+        specs.append(spec)
+        held = held.plus(spec.interfaces)
+        left = left.minus(start.what)
+    if refused and (not specs or command.args.get("atomic")):
+        raise _all([problem for _, problem in refused])
+    return Admission(tuple(specs), tuple(refused))
+
+
+def _member(
+    command: Command, policy: Policy, start: _Start, member: int, held: addresses.Taken, known: Any
+) -> VmSpec:
+    vm = identity.vm_id(command.id, member)
+    if vm in known:
+        raise Problem("id-in-use", f"VM {vm} exists already on this host; use a new command id", path="id", vm=vm)
+    args, what = command.args, start.what
+    image = policy.images[args["image"]["id"]]
+    return VmSpec(
+        vm=vm,
+        name=args.get("name") or f"vm-{vm[:8]}",
+        cores=what.cores,
+        memory_mib=what.memory_mib,
+        disk_gib=what.disk_gib,
+        cpu_cap_core_percent=what.cpu_cap_core_percent,
+        image=ImageRef(image.id, image.sha512, image.format),
+        interfaces=addresses.interfaces(vm, args.get("networks", ()), policy, held),
+        owner=start.owner,
+        controller=command.signer.subject,
+        command=command.id,
+        member=member,
+        flavour=what.flavour,
+        tags=tuple(args.get("tags", ())),
+        keep_s=what.keep_s,
+        atomic=bool(args.get("atomic", False)),
+        count=what.count,
+        **_patience(args),
+    )
+
+
+def _patience(args: Mapping[str, Any]) -> Dict[str, int]:
+    """What the command says; the defaults stand in VmSpec."""
+    return {name: args[name] for name in ("start_by_s", "ready_by_s") if name in args}
+
+
+def _all(problems: Sequence[Problem]) -> Problems:
+    """Each reason once: five hundred members without room share one."""
+    flat = [one for p in problems for one in (p.problems if isinstance(p, Problems) else (p,))]
+    return Problems(list({codec.canonical(problem.as_json()): problem for problem in flat}.values())[:MOST_PROBLEMS])
