@@ -1,0 +1,100 @@
+"""The host's process and interface tables (`ports.Processes`): what is really there, whatever libvirt believes.
+
+Rules
+
+1. "No process" is said only after a look at the whole process table; a remembered process serves to say "still there".
+2. A process belongs to a VM when its arguments hold `-uuid` and then the VM's id: so libvirt starts QEMU.  (Xen's PV
+   and PVH guests have no process; there the domain itself is the proof.)
+3. A dying QEMU has lost its arguments before it is gone.  So it is remembered by process id and start time, and counts
+   until that pair disappears or is a zombie, which holds nothing any more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, FrozenSet, Iterator, Optional, Sequence, Tuple
+
+_UUID = b"-uuid"
+_GONE = frozenset("ZX")
+_HALTED = frozenset("TtD")
+_START_TIME = 19  # field 22 of proc_pid_stat(5), counted from the state, which is field 3
+
+
+@dataclass(frozen=True)
+class _Process:
+    pid: int
+    started: int  # clock ticks since boot
+
+
+class ProcProcesses:
+    """proc, sys: where procfs and sysfs are mounted."""
+
+    def __init__(self, proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> None:
+        self._proc = proc
+        self._net = sys / "class" / "net"
+        self._known: Dict[str, _Process] = {}
+
+    def leftovers(self, vm: str, devices: Sequence[str]) -> FrozenSet[str]:
+        """See ports.Processes."""
+        found = set()
+        if self._state(vm) is None:
+            self._look()
+        if self._state(vm) is not None:
+            found.add("process")
+        if any((self._net / device).exists() for device in devices):
+            found.add("interface")
+        return frozenset(found)
+
+    def halted(self, vms: Sequence[str]) -> FrozenSet[str]:
+        """See ports.Processes."""
+        states = {vm: self._state(vm) for vm in vms}
+        if None in states.values():
+            self._look()
+            states = {vm: self._state(vm) for vm in vms}
+        return frozenset(vm for vm, state in states.items() if state in _HALTED)
+
+    def _state(self, vm: str) -> Optional[str]:
+        """State letter of the remembered process; None when there is none, or it is gone."""
+        process = self._known.get(vm)
+        if process is None:
+            return None
+        state, started = _stat(self._proc / str(process.pid))
+        if started != process.started or state in _GONE:
+            del self._known[vm]
+            return None
+        return state
+
+    def _look(self) -> None:
+        """Go through the process table, and forget who is gone."""
+        found = {vm: _Process(int(path.name), _stat(path)[1]) for path, vm in self._guests()}
+        for vm in self._known.keys() - found.keys():
+            self._state(vm)
+        self._known.update(found)
+
+    def _guests(self) -> Iterator[Tuple[Path, str]]:
+        for path in self._proc.iterdir():
+            if path.name.isdigit():
+                vm = _vm_of(path)
+                if vm is not None:
+                    yield path, vm
+
+
+def _vm_of(path: Path) -> Optional[str]:
+    try:
+        arguments = (path / "cmdline").read_bytes().split(b"\0")
+    except OSError:  # it ended meanwhile
+        return None
+    if _UUID not in arguments[:-1]:
+        return None
+    return arguments[arguments.index(_UUID) + 1].decode("ascii", "replace")
+
+
+def _stat(path: Path) -> Tuple[str, int]:
+    """State letter of the main thread and start time; ("X", -1) when there is no such process."""
+    try:
+        text = (path / "stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return "X", -1
+    fields = text.rpartition(")")[2].split()  # the name before it may hold anything
+    return fields[0], int(fields[_START_TIME])
