@@ -59,6 +59,11 @@ def expiring(record: VmRecord, now: Now, policy: Policy) -> bool:
     return end is not None and run_boot(record.journal) == now.boot_id and now.at >= end - grace_s(record, policy)
 
 
+def runs_out(record: VmRecord) -> bool:
+    """Whether it is the lease that will end it, if nothing else comes: then its end is announced."""
+    return record.desired in (Desired.RUN, Desired.PAUSED) or record.journal.end_cause == "lease"
+
+
 def due_warnings(record: VmRecord, now: Now, policy: Policy) -> Tuple[int, ...]:
     """The thresholds (seconds before the end, greatest first) that are behind us; those of the lifetime and more never.
 
@@ -130,6 +135,14 @@ def _instants(record: VmRecord, now: Now, policy: Policy) -> Iterator[float]:
     elif journal.stop_at is not None:
         yield shutdown_at(journal)
         yield destroy_at(record)
+        if runs_out(record):
+            yield from _warnings(record, policy)
+
+
+def _warnings(record: VmRecord, policy: Policy) -> Iterator[float]:
+    end = ends_at(record)
+    if end is not None:
+        yield from (end - s for s in policy.warn_before_s if s < record.lifetime_s)
 
 
 def _while_wanted(record: VmRecord, now: Now, policy: Policy) -> Iterator[float]:
@@ -139,7 +152,7 @@ def _while_wanted(record: VmRecord, now: Now, policy: Policy) -> Iterator[float]
         yield _begin(record.accepted_at, record.accepted_boot, now) + record.spec.start_by_s
         return
     yield end - grace_s(record, policy)
-    yield from (end - s for s in policy.warn_before_s if s < record.lifetime_s)
+    yield from _warnings(record, policy)
     if journal.ready_at is None:
         yield journal.started_at + record.spec.ready_by_s
 

@@ -111,23 +111,28 @@ def _time_passed(record: VmRecord, observed: Observed, now: Now, policy: Policy)
     """Lease, start_by, keep and the host's reboot; with the warnings that are due."""
     if record.outcome is not None:
         return _keep(record, now), ()
-    if record.desired in (Desired.STOP, Desired.ABSENT):
-        if record.desired is Desired.STOP and record.journal.stop_at is None:
-            record = journaled(record, stop_at=now.at, stop_boot=now.boot_id)
+    if record.desired in (Desired.RUN, Desired.PAUSED):
+        record = _over(record, observed, now, policy)
+    elif record.desired is Desired.STOP and record.journal.stop_at is None:
+        record = journaled(record, stop_at=now.at, stop_boot=now.boot_id)
+    if not lease.runs_out(record):
         return record, ()
-    if rebooted(record, now) and observed.domain.seen in LIVE:
-        why = "host reboot: its lease cannot be counted any more"
-        return begin_stop(record, "reboot", now.at, 0, now, why), ()
-    if lease.too_late_to_start(record, now):
-        why = f"not started within {record.spec.start_by_s} s"
-        return begin_stop(record, "start", now.at, 0, now, why), ()
-    if lease.expiring(record, now, policy):
-        grace = lease.grace_s(record, policy)
-        end = lease.ends_at(record) or now.at
-        return begin_stop(record, "lease", end - grace, grace, now, f"lease of {record.lifetime_s} s ends"), ()
     due = lease.due_warnings(record, now, policy)
     fresh = [s for s in due if s not in record.journal.warned_s]
     return journaled(record, warned_s=due), tuple(fresh[-1:])
+
+
+def _over(record: VmRecord, observed: Observed, now: Now, policy: Policy) -> VmRecord:
+    """Ended by us, if its time is over."""
+    if rebooted(record, now) and observed.domain.seen in LIVE:
+        return begin_stop(record, "reboot", now.at, 0, now, "host reboot: its lease cannot be counted any more")
+    if lease.too_late_to_start(record, now):
+        return begin_stop(record, "start", now.at, 0, now, f"not started within {record.spec.start_by_s} s")
+    if lease.expiring(record, now, policy):
+        grace = lease.grace_s(record, policy)
+        end = lease.ends_at(record) or now.at
+        return begin_stop(record, "lease", end - grace, grace, now, f"lease of {record.lifetime_s} s ends")
+    return record
 
 
 def _keep(record: VmRecord, now: Now) -> VmRecord:
