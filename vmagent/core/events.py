@@ -8,7 +8,6 @@ The shape of each `data` stands in `vmagent/schema/event.<type>.json`; readers i
 from __future__ import annotations
 
 import copy
-import dataclasses
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 from vmagent.core import codec, lease, walltime
@@ -260,7 +259,7 @@ def host_state(
         "up_s": int(now.at),
         "drained": drained,
         "degraded": [{"part": part, "why": why} for part, why in sorted(degraded.items())],
-        "epoch": codec.plain(dataclasses.replace(epoch, set_aside="")),
+        "epoch": {"id": epoch.id, "number": epoch.number, "born_at": epoch.born_wall, "cause": epoch.cause},
         "hypervisor": {**codec.plain(info), "since": _ago(info.since, now)},
         "commands": sorted(commands),
         "security": security,
