@@ -34,6 +34,6 @@ def make_overlay(golden: Golden, disk_gib: int, target: Path, temporary: Path) -
         children.run([*argv, str(temporary), str(disk_gib * GIB)], _CREATE_S, limits=_CREATE_LIMITS)
         settle(temporary, target)
     except children.ChildFailed as failed:
-        raise full(target.parent) or failed from failed
+        raise full(temporary) or failed from failed
     finally:
         temporary.unlink(missing_ok=True)

@@ -54,15 +54,15 @@ def written(files: Mapping[str, str], folder: Path) -> None:
             out.write(content)
 
 
-def full(directory: Path) -> Optional[Fault]:
-    """A FULL fault if `directory` cannot take a small file now: a foreign program's failure has no errno to go by."""
+def full(temporary: Path) -> Optional[Fault]:
+    """A FULL fault if a small file has no room at `temporary` now: a foreign program's failure has no errno to go by."""
     try:
-        file = os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, PRIVATE)
+        file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE)
         try:
             os.posix_fallocate(file, 0, _ENOUGH)
         finally:
             os.close(file)
     except OSError as error:
         if error.errno in _NO_SPACE:
-            return fault_of(error, directory)
+            return fault_of(error, temporary)
     return None

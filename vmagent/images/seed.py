@@ -24,7 +24,7 @@ def make_seed(files: Mapping[str, str], target: Path, temporary: Path, folder: P
         children.run(argv, _BUILD_S)
         settle(temporary, target)
     except children.ChildFailed as failed:
-        raise full(target.parent) or failed from failed
+        raise full(temporary) or failed from failed
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         temporary.unlink(missing_ok=True)
