@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from random import Random
 from typing import Any, Callable, Iterator, List, Sequence
 
 import pytest
 
+from tests.support.brokers import ActiveMQ, RabbitMQ
 from tests.support.loop import RealLoop
 from tests.support.settings import broker_settings
 from vmagent.broker.client import BrokerLink, Frame, LinkState, Subscription
 from vmagent.broker.profiles import PROFILES
+from vmagent.config import Tls
+from vmagent.site import pki
 
 WALL_S = 1_790_000_000.0
 
@@ -20,6 +24,7 @@ class Linked:
     """A real link, its loop and what it told."""
 
     def __init__(self, loop: RealLoop, urls: Sequence[str], subscriptions: Sequence[Subscription], **changes: Any):
+        wall_s = changes.pop("wall_s", lambda: WALL_S)
         self.loop = loop
         self.frames: List[Frame] = []
         self.states: List[LinkState] = []
@@ -28,7 +33,7 @@ class Linked:
             settings,
             PROFILES[settings.profile],
             loop,
-            lambda: WALL_S,
+            wall_s,
             Random(1),
             subscriptions,
             self.frames.append,
@@ -81,3 +86,57 @@ def passcode_file(tmp_path: Path) -> Path:
     path = tmp_path / "passcode"
     path.write_text("guest\n")
     return path
+
+
+@pytest.fixture(scope="session")
+def ca(tmp_path_factory: Any) -> Path:
+    """A CA with a server's, a client's and the other names' certificates."""
+    directory = tmp_path_factory.mktemp("ca")
+    now = datetime.datetime.now(datetime.timezone.utc)
+    pki.init(directory, "test CA", now)
+    pki.issue(directory, "server", "server", now, san=("localhost", "127.0.0.1"))
+    pki.issue(directory, "elsewhere", "server", now, san=("elsewhere.example.org",))
+    pki.issue(directory, "client", "client", now)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(tmp_path_factory: Any, ca: Path) -> Iterator[RabbitMQ]:
+    if not RabbitMQ.installed():
+        pytest.skip("rabbitmq-server is not installed")
+    broker = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"), Tls(ca / "ca.pem", ca / "server.pem", ca / "server.key"))
+    try:
+        broker.start()
+        yield broker
+    finally:
+        broker.stop()
+
+
+@pytest.fixture(scope="session")
+def activemq(tmp_path_factory: Any) -> Iterator[ActiveMQ]:
+    if not ActiveMQ.installed():
+        pytest.skip("activemq is not installed")
+    broker = ActiveMQ(tmp_path_factory.mktemp("activemq"))
+    try:
+        broker.start()
+        yield broker
+    finally:
+        broker.stop()
+
+
+@pytest.fixture(params=["rabbitmq", "activemq"])
+def broker(request: Any) -> Any:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def connect(
+    linked: Callable[..., Linked], broker: Any, passcode_file: Path
+) -> Callable[..., Linked]:
+    """A link to the real broker."""
+
+    def make(*subscriptions: Subscription, **changes: Any) -> Linked:
+        members = {"profile": broker.profile, "login": "guest", "passcode_file": passcode_file, **changes}
+        return linked(broker.url, *subscriptions, **members)
+
+    return make

@@ -87,6 +87,8 @@ class _Broker:
 class RabbitMQ(_Broker):
     """Login guest, passcode guest; with `tls` also a TLS listener that demands a client certificate."""
 
+    profile = "rabbitmq"
+
     def __init__(self, directory: Path, tls: Optional[Tls] = None) -> None:
         super().__init__(directory)
         self.tls_port = free_port()
@@ -138,6 +140,8 @@ class RabbitMQ(_Broker):
 
 class ActiveMQ(_Broker):
     """ActiveMQ Classic with KahaDB; no login."""
+
+    profile = "activemq"
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)

@@ -1,0 +1,150 @@
+"""The link on real RabbitMQ and real ActiveMQ: what FORMATS 9.2 and FACTS F17 say, and what the profiles promise."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, Callable, List, Set
+
+import pytest
+
+from tests.broker.conftest import Linked
+from vmagent.broker.client import Subscription
+from vmagent.broker.profiles import PREFETCH_FRAMES
+from vmagent.errors import Fault
+
+Connect = Callable[..., Linked]
+BODY = '{"word":"é \U0001f600","zero":"\\u0000"}'.encode()
+
+
+@pytest.fixture
+def queue() -> str:
+    return f"/queue/vmagent.site.{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def topic() -> str:
+    return f"/topic/vmagent.site.{uuid.uuid4().hex}"
+
+
+def test_bytes_arrive_as_they_were_sent(connect: Connect, queue: str) -> None:
+    """Digests are over the body's bytes: not one may change."""
+    one = connect(Subscription("c", queue)).up()
+    one.send(queue, BODY + b"\0\xff", **{"vma-id": "e-1", "content-type": "application/json"})
+    [frame] = one.take(1)
+    assert frame.body == BODY + b"\0\xff"
+    assert frame.headers["vma-id"] == "e-1"
+    assert frame.headers["subscription"] == "c"
+    one.link.ack(frame)
+    one.send(queue, b"after the ack")  # the connection survived it
+
+
+def test_what_was_not_acknowledged_comes_again(connect: Connect, queue: str) -> None:
+    """More often than a dead-letter limit would allow (6 on ActiveMQ, 10 on Artemis): the agent may crash that often."""
+    sender = connect().up()
+    sender.send(queue, b"kept")
+    for _ in range(12):
+        reader = connect(Subscription("c", queue)).up()
+        assert reader.take(1)[0].body == b"kept"
+        reader.stop()
+    reader = connect(Subscription("c", queue)).up()
+    reader.link.ack(reader.take(1)[0])
+    reader.stop()
+    reader = connect(Subscription("c", queue)).up()
+    sender.send(queue, b"next")
+    assert reader.take(1)[0].body == b"next"
+
+
+def test_prefetch_bounds_what_is_handed_out(connect: Connect, queue: str) -> None:
+    one = connect().up()
+    for number in range(PREFETCH_FRAMES + 5):
+        one.send(queue, b"%d" % number)
+    reader = connect(Subscription("c", queue)).up()
+    frames = reader.take(PREFETCH_FRAMES)
+    one.send(queue, b"a round trip later")
+    reader.send(queue, b"and one on the reader's own link")
+    assert reader.frames == []
+    for frame in frames:
+        reader.link.ack(frame)
+    assert [frame.body for frame in reader.take(5)] == [b"%d" % (PREFETCH_FRAMES + n) for n in range(5)]
+
+
+def test_a_durable_subscription_keeps_what_came_while_away(connect: Connect, topic: str) -> None:
+    name = f"vmagent.site.{uuid.uuid4().hex}"
+    subscription = Subscription(name, topic, durable=True)
+    reader = connect(subscription, client_id=name).up()
+    reader.stop()
+    connect().up().send(topic, b"while you were away")
+    reader = connect(subscription, client_id=name).up()
+    [frame] = reader.take(1)
+    assert frame.body == b"while you were away"
+    assert frame.headers["subscription"] == name
+    reader.link.ack(frame)
+    reader.stop()
+
+
+def test_an_expired_message_is_gone(connect: Connect, queue: str) -> None:
+    """The wall clock of the test link is a constant: real expiry needs the real one."""
+    import time
+
+    one = connect(wall_s=time.time).up()
+    one.loop.result(one.link.send(queue, b"late", {}, expires_s=0.3))
+    one.send(queue, b"in time")
+    one.loop.until(lambda past=time.monotonic() + 1.0: time.monotonic() > past)
+    reader = connect(Subscription("c", queue)).up()
+    assert [frame.body for frame in reader.take(1)] == [b"in time"]
+
+
+def test_an_idle_link_lives_on_heartbeats(connect: Connect, queue: str) -> None:
+    import time
+
+    one = connect(Subscription("c", queue), heartbeat_s=0.5).up()
+    one.loop.until(lambda past=time.monotonic() + 6.0: time.monotonic() > past)
+    assert one.link.state().failures == 0
+    one.send(queue, b"still there")
+    one.take(1)
+
+
+def test_several_hundred_in_order(connect: Connect, queue: str) -> None:
+    one = connect(Subscription("c", queue), window=20).up()
+    sends = [one.link.send(queue, b"%d" % n, {}) for n in range(300)]
+    for number in range(300):
+        [frame] = one.take(1)
+        assert frame.body == b"%d" % number
+        one.link.ack(frame)
+    for send in sends:
+        one.loop.result(send)
+
+
+def test_killed_and_started_again_under_load(connect: Connect, broker: Any, queue: str) -> None:
+    """kill -9 of the broker: what had a receipt is there afterwards; what had none is sent again, with the same id."""
+    everything = {str(number) for number in range(200)}
+    sender = connect(window=20).up()
+    receipted: Set[str] = set()
+    sender.loop.until(lambda: sender.link.state().up)
+    sends = [sender.link.send(queue, id.encode(), {"vma-id": id}) for id in sorted(everything)]
+    for id, send in zip(sorted(everything), sends):
+        send.addCallbacks(lambda _, id=id: receipted.add(id), lambda failure: failure.trap(Fault) and None)
+    sender.loop.until(lambda: len(receipted) >= 60)
+    broker.kill()
+    sender.down()
+    assert 60 <= len(receipted) < 200
+    broker.start()
+    sender.up(90)
+    for id in sorted(everything - receipted):
+        sender.send(queue, id.encode(), **{"vma-id": id})
+    reader = connect(Subscription("c", queue)).up(90)
+    seen: List[str] = []
+    try:
+        reader.loop.until(lambda: _drain(reader, seen) and set(seen) == everything, 30)
+    finally:
+        print("receipted and lost:", sorted(receipted - set(seen)), "others:", sorted(everything - set(seen) - receipted))
+
+
+def _drain(reader: Linked, seen: List[str]) -> bool:
+    """Acknowledge what is there; a duplicate carries the same id."""
+    while reader.frames:
+        frame = reader.frames.pop(0)
+        assert frame.headers["vma-id"] == frame.body.decode()
+        seen.append(frame.headers["vma-id"])
+        reader.link.ack(frame)
+    return True
