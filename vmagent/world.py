@@ -98,6 +98,12 @@ class World:
                 del self.recent[vm]
                 self.observed.pop(vm, None)
 
+    def learn(self, row: CommandRow, records: Sequence[VmRecord]) -> None:
+        """Something that the store holds and memory does not."""
+        for record in records:
+            self._remember_vm(record)
+        self._owe(row)
+
     def find(self, vm: str) -> Optional[VmRecord]:
         """The record of a VM, also of one that closed a while ago."""
         return self.records.get(vm) or self.recent.get(vm)

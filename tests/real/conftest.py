@@ -1,0 +1,166 @@
+"""One libvirtd, one RabbitMQ, one golden image and one bridge for the whole level; one agent per test."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Dict, Iterator, Tuple
+
+import pytest
+
+from tests.support import brokers, libvirtd
+from tests.support.agent import HOST, ROOT, SITE, Agent, Controller
+from vmagent.site import pki
+
+BRIDGE = "vmatbr0"
+SUBNET = "198.51.100"
+INSTANCE = "vmat"
+
+
+@pytest.fixture(scope="session")
+def hypervisor() -> Iterator[str]:
+    with libvirtd.running() as uri:
+        yield uri
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    broker = brokers.RabbitMQ(tmp_path_factory.mktemp("rabbitmq"))
+    broker.start()
+    try:
+        yield broker
+    finally:
+        broker.stop()
+
+
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Path, Dict[str, Any]]:
+    """(image directory, catalogue entry) of a small Linux that boots from disk and answers."""
+    folder = tmp_path_factory.mktemp("golden")
+    for parent in folder.parents:
+        if str(parent).startswith(("/tmp/", "/var/tmp/")):
+            parent.chmod(0o755)  # QEMU's own user must reach the image
+    folder.chmod(0o755)
+    made = subprocess.run([sys.executable, str(ROOT / "share" / "build-try-image"), str(folder)],
+                          check=True, capture_output=True, text=True)
+    return folder, json.loads(made.stdout)
+
+
+@pytest.fixture(scope="session")
+def bridge() -> Iterator[str]:
+    subprocess.run(["ip", "link", "add", BRIDGE, "type", "bridge"], check=True)
+    try:
+        subprocess.run(["ip", "addr", "add", f"{SUBNET}.1/24", "dev", BRIDGE], check=True)
+        subprocess.run(["ip", "-6", "addr", "add", "2001:db8:51::1/64", "dev", BRIDGE, "nodad"], check=True)
+        subprocess.run(["ip", "link", "set", BRIDGE, "up"], check=True)
+        yield BRIDGE
+    finally:
+        subprocess.run(["ip", "link", "del", BRIDGE], check=False)
+
+
+@pytest.fixture(scope="session")
+def trust(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pki")
+    now = datetime.datetime.now(datetime.timezone.utc)
+    pki.init(folder, "vmagent test CA", now)
+    pki.issue(folder, "controller", "client", now)
+    (folder / "trust").mkdir()
+    for name in ("ca.pem", "ca.crl"):
+        shutil.copy(folder / name, folder / "trust")
+    return folder
+
+
+@pytest.fixture
+def config(hypervisor: str, rabbitmq: Any, golden: Any, bridge: str, trust: Path, tmp_path: Path) -> Dict[str, Any]:
+    directory, image = golden
+    for parent in (tmp_path, *tmp_path.parents):
+        if str(parent).startswith(("/tmp/", "/var/tmp/")):
+            parent.chmod(0o755)
+    (tmp_path / "passcode").write_text("guest")
+    return {
+        "site": SITE, "host": HOST, "instance": INSTANCE,
+        "directories": {"state": str(tmp_path / "state"), "run": str(tmp_path / "run")},
+        "hypervisor": {"uri": hypervisor, "emulation": "allow"},
+        "broker": {"profile": "rabbitmq", "urls": [f"stomp://127.0.0.1:{rabbitmq.port}"], "login": "guest",
+                   "passcode_file": str(tmp_path / "passcode"), "reconnect_max_s": 2},
+        "security": {"ca_directory": str(trust / "trust"), "authority": [
+            {"signer": "CN=controller", "verbs": ["*"], "vos": ["*"], "scope": "all"}]},
+        "networks": {"public": {"bridge": bridge, "addressing": "controller",
+                                "subnets": [f"{SUBNET}.0/24", "2001:db8:51::/64"]}},
+        "flavours": {"tiny": {"cores": 1, "memory_mib": 128, "disk_gib": 1}},
+        "images": {"directory": str(directory), "catalogue": {"try": {
+            "file": image["file"], "format": image["format"], "sha512": image["sha512"]}}},
+        "limits": {"cores": 2, "memory_mib": 1024, "disk_gib": 2, "lifetime_s": 86400, "count": 30},
+        "capacity": {"reserved_memory_mib": 256, "disk_floor_gib": 1, "cpu_overcommit": 16},
+        "lease": {"warn_before_s": [20, 5], "grace_s": 6},
+    }
+
+
+@pytest.fixture
+def agent(config: Dict[str, Any], tmp_path: Path) -> Iterator[Agent]:
+    one = Agent(tmp_path, config)
+    try:
+        yield one
+    finally:
+        one.kill9()
+        clean(hypervisor_uri=config["hypervisor"]["uri"])
+
+
+@pytest.fixture
+def controller(rabbitmq: Any, trust: Path) -> Iterator[Controller]:
+    one = Controller(rabbitmq.port, (trust / "controller.key").read_bytes(), (trust / "controller.pem").read_bytes())
+    yield one
+    one.close()
+
+
+def domains() -> Dict[str, str]:
+    """vma- domains of this libvirt, name -> state."""
+    names = virsh("list", "--all", "--name").split()
+    return {n: virsh("domstate", n).strip() for n in names if n.startswith("vma-")}
+
+
+def virsh(*argv: str) -> str:
+    return subprocess.run(["virsh", "-c", "qemu:///system", *argv], capture_output=True, text=True, check=False,
+                          timeout=60).stdout
+
+
+def clean(hypervisor_uri: str) -> None:
+    """Whatever a failed test left: our domains only, then our table."""
+    for name in domains():
+        uuid = name[len("vma-"):]
+        for pid in qemu_pids(uuid):
+            subprocess.run(["kill", "-CONT", str(pid)], check=False)
+        virsh("destroy", name)
+        virsh("undefine", name, "--managed-save", "--snapshots-metadata")
+    subprocess.run(["nft", "delete", "table", "bridge", f"vmagent_{INSTANCE}"], check=False, capture_output=True)
+
+
+def qemu_pids(uuid: str) -> Tuple[int, ...]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if words and b"qemu" in words[0] and uuid.encode() in words:
+                found.append(int(entry.name))
+    return tuple(found)
+
+
+def start_args(**kw: Any) -> Dict[str, Any]:
+    """A start of one tiny VM with an address."""
+    args: Dict[str, Any] = {
+        "flavour": "tiny", "image": {"id": "try"}, "lifetime_s": 600, "name": "guest",
+        "networks": [{"type": "public", "addresses": [f"{SUBNET}.10", "2001:db8:51::10"]}],
+    }
+    args.update(kw)
+    return {k: v for k, v in args.items() if v is not None}
+
+
+def pings(address: str) -> bool:
+    return subprocess.run(["ping", "-c", "1", "-W", "1", address], capture_output=True, check=False).returncode == 0

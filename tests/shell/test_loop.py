@@ -1,0 +1,284 @@
+"""Intake, loop and recovery together, over a real store: from a frame to a final reply, and what crashes leave."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Any, Iterator, List
+
+import pytest
+
+from tests.support import building
+from tests.support.site import Site, start_args
+from vmagent.core import schemas
+from vmagent.core.actions import Do
+from vmagent.core.identity import vm_id
+from vmagent.core.model import Phase, Seen
+from vmagent.errors import Fault, FaultKind
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> Iterator[List[Site]]:
+    made: List[Site] = [Site(tmp_path)]
+    yield made
+    for site in made:
+        site.stop()
+
+
+@pytest.fixture
+def site(sites: List[Site]) -> Site:
+    return sites[0]
+
+
+def started(site: Site, **kw: Any) -> str:
+    id = site.send("vm.start", start_args(**kw))
+    vm = vm_id(id, 0)
+    site.settle(lambda: site.phase(vm) is Phase.READY)
+    return vm
+
+
+def again(sites: List[Site], tmp_path: Path) -> Site:
+    """The agent dies and comes back on the same host: nothing is told, closed or written."""
+    old = sites[-1]
+    old.reconciler.stop()
+    old.wait(old.store.close())
+    sites.append(Site(tmp_path, old.host))
+    return sites[-1]
+
+
+def test_start_to_ready_and_to_the_end(site: Site) -> None:
+    id = site.send("vm.start", start_args())
+    vm = vm_id(id, 0)
+    assert site.replies(id)[0]["status"] == "accepted"
+    site.settle(lambda: len(site.replies(id)) == 2)
+    assert site.replies(id)[1]["status"] == "done"
+    phases = [s["phase"] for s in site.states(vm)]
+    assert phases[0] == "pending" and phases[-1] == "ready" and "starting" in phases
+    assert {name for name, _ in site.world.records[vm].timings_ms} == {"fetched", "defined", "proven", "resumed", "ready"}
+    stop = site.send("vm.stop", {"vms": [vm]})
+    site.settle(lambda: vm not in site.world.records)
+    assert site.replies(stop)[-1]["status"] == "done"
+    assert site.states(vm)[-1]["outcome"] == "killed"
+    world = site.host.worlds[vm]
+    assert world.boots == 1 and not world.broken and not world.left and world.seen is Seen.MISSING
+
+
+def test_sequences_have_no_hole(site: Site) -> None:
+    started(site)
+    numbers = [row.sequence for row in site.rows() if row.stream == "events"]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_all_that_goes_out_has_its_schema(site: Site) -> None:
+    vm = started(site, lifetime_s=100)
+    site.send("host.report", {})
+    site.send("vm.kill", {"vms": [str(uuid.uuid4())]})
+    site.settle(lambda: vm not in site.world.records, 200)
+    for row in site.rows():
+        if row.stream == "replies":
+            schemas.check("reply", dict(row.data))
+        else:
+            schemas.check("event." + row.type[len("org.vmagent."):], dict(row.data))
+
+
+def test_the_same_frame_again_has_the_same_reply_and_no_effect(site: Site) -> None:
+    id = str(uuid.uuid4())
+    body = site.body("vm.start", start_args(), id)
+    site.run(site.intake.frame(body, False))
+    vm = vm_id(id, 0)
+    site.settle(lambda: len(site.replies(id)) == 2)
+    site.run(site.intake.frame(body, False))
+    assert site.replies(id)[2] == site.replies(id)[1]
+    assert site.host.worlds[vm].boots == 1
+
+
+def test_an_id_used_for_something_else_is_refused(site: Site) -> None:
+    id = site.send("vm.start", start_args())
+    site.send("vm.start", start_args(name="other"), id=id)
+    assert site.replies(id)[-1]["problem"]["type"] == "id-reused"
+    assert len(site.world.records) == 1
+
+
+def test_bulk_with_one_bad_member_is_rolled_back_when_atomic(site: Site) -> None:
+    site.host.fail[Do.MAKE_OVERLAY] = [Fault(FaultKind.REFUSED, "no such image")]
+    id = site.send("vm.start", start_args(count=3, atomic=True))
+    site.settle(lambda: len(site.replies(id)) == 2)
+    last = site.replies(id)[-1]
+    assert last["status"] == "failed"
+    site.settle(lambda: not site.world.records)
+    assert all(w.seen is Seen.MISSING for w in site.host.worlds.values())
+
+
+def test_a_transient_fault_is_tried_again(site: Site) -> None:
+    site.host.fail[Do.START_PAUSED] = [Fault(FaultKind.UNKNOWN, "deadline"), Fault(FaultKind.BUSY, "busy")]
+    vm = started(site)
+    assert site.host.worlds[vm].boots == 1
+
+
+def test_libvirt_away_is_unknown_never_off(site: Site) -> None:
+    vm = started(site)
+    site.host.away = True
+    site.reconciler.mark_all()
+    site.settle(lambda: site.phase(vm) is Phase.UNKNOWN)
+    site.host.away = False
+    site.reconciler.mark_all()
+    site.settle(lambda: site.phase(vm) is Phase.READY)
+    assert [s["outcome"] for s in site.states(vm)][-1] is None
+    assert site.host.worlds[vm].boots == 1
+
+
+def test_one_hanging_effect_delays_nobody_else(site: Site) -> None:
+    sick = started(site, name="sick")
+    site.host.hang = {Do.REBOOT}
+    site.send("vm.reboot", {"vms": [sick]})
+    site.settle(lambda: bool(site.host.hung))
+    well = started(site, name="well")
+    assert site.phase(well) is Phase.READY and site.host.hung
+
+
+def test_the_lease_ends_it_and_warns_before(site: Site) -> None:
+    vm = started(site, lifetime_s=200)
+    site.settle(lambda: vm not in site.world.records, 300)
+    assert site.states(vm)[-1]["outcome"] == "expired"
+    warned = [r.data["before_s"] for r in site.rows() if r.type.endswith("lease.warning")]
+    assert warned == [60]
+
+
+@pytest.mark.parametrize("turns", range(0, 40, 3))
+def test_a_crash_anywhere_starts_nothing_twice(sites: List[Site], tmp_path: Path, turns: int) -> None:
+    site = sites[0]
+    id = str(uuid.uuid4())
+    body = site.body("vm.start", start_args(), id)
+    site.run(site.intake.frame(body, False))
+    vm = vm_id(id, 0)
+    for _ in range(turns):
+        site.reactor.advance(0.05)
+        site._drain()
+    site = again(sites, tmp_path)
+    site.run(site.intake.frame(body, False))
+    site.settle(lambda: site.phase(vm) is Phase.READY)
+    site.settle(lambda: any(r["status"] == "done" for r in site.replies(id)))
+    world = site.host.worlds[vm]
+    assert world.boots == 1 and not world.broken
+
+
+def test_the_store_lost_under_a_running_guest(sites: List[Site], tmp_path: Path) -> None:
+    site = sites[0]
+    vm = started(site, tags=["batch"])
+    before = site.world.records[vm]
+    site.reconciler.stop()
+    site.wait(site.store.close())
+    for path in tmp_path.glob("vmagent.db*"):
+        path.unlink()
+    sites.append(Site(tmp_path, site.host))
+    site = sites[-1]
+    site.settle(lambda: site.phase(vm) is Phase.READY)
+    after = site.world.records[vm]
+    assert after.spec == before.spec and after.lifetime_s == before.lifetime_s
+    assert after.journal.started_at == before.journal.started_at
+    assert site.stored.epoch.number > sites[0].stored.epoch.number and site.stored.epoch.cause == "lost"
+    old = site.body("vm.start", start_args(), before.spec.command)
+    site.run(site.intake.frame(old, False))
+    assert site.replies(before.spec.command)[-1]["problem"]["type"] == "before-epoch"
+
+
+class FullStore:
+    """A store whose disk is full while `full`."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.full = inner, False
+
+    def commit(self, changes: Any) -> Any:
+        from twisted.internet.defer import fail
+
+        return fail(Fault(FaultKind.FULL, "no space")) if self.full else self.inner.commit(changes)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def test_a_full_disk_ends_leases_and_takes_no_command(site: Site) -> None:
+    vm = started(site, lifetime_s=130)
+    full = FullStore(site.store)
+    site.world._store = full
+    full.full = True
+    with pytest.raises(Fault):
+        site.send("vm.start", start_args())
+    assert len(site.world.records) == 1
+    site.settle(lambda: site.host.worlds[vm].seen in (Seen.OFF, Seen.MISSING), 200)
+    full.full = False
+    site.settle(lambda: vm not in site.world.records, 200)
+    assert site.states(vm)[-1]["outcome"] == "expired"
+
+
+BAD = (
+    (b"\xff\xfe", "json"), (b"{", "json"), (b'{"a": 1, "a": 2}', "json"), (b"[]", "schema"),
+    (b'{"protected": "e30", "payload": "e30", "signature": "AAAA"}', "signature"),
+)
+
+
+@pytest.mark.parametrize("raw, type", BAD)
+def test_strangers_are_answered_counted_and_kept_in_the_ring(site: Site, raw: bytes, type: str) -> None:
+    site.run(site.intake.frame(raw, False))
+    replies = [row for row in site.rows() if row.stream == "replies"]
+    assert replies[-1].destination == building.policy().default_reply
+    assert replies[-1].data["problem"]["type"] == type
+    assert site.wait(site.store.audit(10, ""))[0]["verdict"] == "refused"
+    assert not site.alerts()
+    site.run(site.intake.minute())
+    assert site.alerts()[-1]["count"] == 1 and site.alerts()[-1]["problem"] == type
+
+
+def test_strangers_cannot_flood_the_replies_queue(site: Site) -> None:
+    for _ in range(50):
+        site.run(site.intake.frame(b"{", False))
+    assert len([row for row in site.rows() if row.stream == "replies"]) == 10
+    site.run(site.intake.minute())
+    assert site.alerts()[-1]["count"] == 50
+
+
+REFUSED = (
+    ("vm.start", {"flavour": "huge"}, {}, "unknown-flavour"),
+    ("vm.start", {"image": {"id": "other"}}, {}, "unknown-image"),
+    ("vm.start", {"networks": [{"type": "other"}]}, {}, "unknown-network"),
+    ("vm.start", {"lifetime_s": 10**7}, {}, "over-limit"),
+    ("vm.start", {}, {"target": "other.example.org"}, "wrong-target"),
+    ("vm.start", {"name": "../../etc/passwd"}, {}, "schema"),
+    ("vm.start", {"name": "<domain/>"}, {}, "schema"),
+    ("vm.start", {}, {"valid_until": "2026-11-20T12:00:00.000Z", "issued_at": "2026-11-20T11:00:00.000Z"}, "stale-command"),
+    ("vm.start", {}, {"issued_at": "2026-11-20T13:00:00.000Z"}, "future-command"),
+    ("vm.start", {}, {"reply_to": "/queue/elsewhere"}, "reply-to"),
+    ("vm.start", {}, {"schema": "vm.explode/1"}, "unknown-verb"),
+)
+
+
+@pytest.mark.parametrize("verb, args, members, type", REFUSED)
+def test_bad_commands_are_refused_told_and_change_nothing(
+    site: Site, verb: str, args: Any, members: Any, type: str
+) -> None:
+    id = site.send(verb, start_args(**args), **members)
+    assert site.replies(id)[-1]["status"] == "refused"
+    assert site.replies(id)[-1]["problem"]["type"] == type
+    assert site.alerts()[-1]["problem"] == type
+    row = site.wait(site.store.audit(10, ""))[0]
+    assert row["verdict"] == "refused" and row["why"]
+    assert not site.world.records and not site.host.worlds
+    started(site)  # the queue goes on
+
+
+def test_what_is_not_ours_is_not_found(site: Site) -> None:
+    id = site.send("vm.kill", {"vms": [str(uuid.uuid4())]})
+    assert site.replies(id)[-1]["problem"]["type"] == "not-found"
+
+
+def test_drain_dry_run_and_query(site: Site) -> None:
+    dry = site.send("vm.start", start_args(dry_run=True))
+    assert site.replies(dry)[-1]["status"] == "done" and not site.world.records
+    site.send("host.drain", {})
+    assert site.world.drained
+    id = site.send("vm.start", start_args())
+    assert site.replies(id)[-1]["problem"]["type"] == "drained"
+    site.send("host.undrain", {})
+    vm = started(site)
+    query = site.send("vm.query", {"all": True})
+    assert [v["vm"] for v in site.replies(query)[-1]["result"]["vms"]] == [vm]

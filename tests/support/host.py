@@ -1,0 +1,110 @@
+"""A host made of small worlds (tests/support/world.py), behind every port that the loop and the intake use.
+
+One object plays hypervisor, images, witness and processes.  Faults are asked for by name: `fail[do] = [fault, ...]`
+is raised by the next performances of that effect, `away` makes libvirt unreachable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Set, Tuple
+
+from twisted.internet.defer import Deferred, fail, succeed
+
+from tests.support import building
+from tests.support.world import World as VmWorld
+from vmagent.core.actions import Action, Do
+from vmagent.core.model import DomainSeen, ForeignSeen, HostSeen, HypervisorInfo, Now, Seen
+from vmagent.errors import Fault, FaultKind
+
+
+class FakeHost:
+    """See the module."""
+
+    def __init__(self, clock: Any) -> None:
+        self.clock = clock  # a twisted Clock: its seconds are the boot clock
+        self.boot_id = building.BOOT
+        self.worlds: Dict[str, VmWorld] = {}
+        self.foreign: Tuple[ForeignSeen, ...] = ()
+        self.fail: Dict[Do, List[Fault]] = {}
+        self.hang: Set[Do] = set()
+        self.hung: List[Tuple[Action, Deferred[None]]] = []
+        self.frozen: Set[str] = set()
+        self.away = False
+        self.silent: Set[str] = set()
+        self.done: List[Tuple[str, Do]] = []
+
+    def now(self) -> Now:
+        at = self.clock.seconds()
+        return Now(at, f"2026-11-20T12:{int(at) // 60 % 60:02d}:{int(at) % 60:02d}.000Z", self.boot_id)
+
+    # -- acting
+
+    def perform(self, action: Action) -> Deferred[None]:
+        if action.do in self.hang:
+            waiting: Deferred[None] = Deferred()
+            self.hung.append((action, waiting))
+            return waiting
+        if self.fail.get(action.do):
+            return fail(self.fail[action.do].pop(0))
+        world = self.worlds.setdefault(action.vm, VmWorld(action.spec))
+        world.at = self.clock.seconds()
+        world.speaks = action.vm not in self.silent
+        world.perform(action)
+        self.done.append((action.vm, action.do))
+        return succeed(None)
+
+    # -- hypervisor
+
+    def start(self, on_hint: Any, on_connection: Any) -> None: ...
+
+    def stop(self) -> Deferred[None]:
+        return succeed(None)
+
+    def info(self) -> HypervisorInfo:
+        return HypervisorInfo("test:///fake", "TEST", "test", "x86_64", "9.0.0", "0", 16, 65536, not self.away, 0.0)
+
+    def observe(self, vm: str) -> Deferred[DomainSeen]:
+        if self.away:
+            return fail(Fault(FaultKind.AWAY, "libvirt is away"))
+        return succeed(self._domain(vm))
+
+    def observe_all(self) -> Deferred[HostSeen]:
+        if self.away:
+            return fail(Fault(FaultKind.AWAY, "libvirt is away"))
+        seen = {vm: self._domain(vm) for vm, w in self.worlds.items() if w.seen is not Seen.MISSING}
+        return succeed(HostSeen(self.clock.seconds(), seen, self.foreign))
+
+    def stuck(self) -> FrozenSet[str]:
+        return frozenset(self.frozen)
+
+    def _domain(self, vm: str) -> DomainSeen:
+        world = self.worlds.get(vm)
+        at = self.clock.seconds()
+        if world is None:
+            return DomainSeen(vm, Seen.MISSING, "", at)
+        return dataclasses.replace(world.look().domain, at=at)
+
+    # -- images, witness, processes
+
+    def leftovers(self, *args: Any) -> Any:
+        if args:  # as Processes: (vm, devices)
+            return frozenset()
+        return succeed({vm: frozenset(w.left & {"overlay", "seed"}) for vm, w in self.worlds.items()})
+
+    def free_gib(self) -> Deferred[int]:
+        return succeed(500)
+
+    def watched(self) -> Deferred[Mapping[str, int]]:
+        return succeed({i.device: int(w.spoken) for w in self.worlds.values() if "witness" in w.left
+                        for i in w.spec.interfaces})
+
+    def nudge(self, bridge: str, addresses: Sequence[str]) -> None: ...
+
+    def halted(self, vms: Sequence[str]) -> FrozenSet[str]:
+        return frozenset()
+
+    def one(self) -> Optional[VmWorld]:
+        """The only VM there is."""
+        assert len(self.worlds) <= 1
+        return next(iter(self.worlds.values()), None)

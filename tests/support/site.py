@@ -1,0 +1,161 @@
+"""Intake, loop and recovery over a real store and a fake host: the agent without libvirt, broker and reactor."""
+
+from __future__ import annotations
+
+import base64
+import json
+import uuid
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional
+
+from twisted.internet.defer import Deferred
+
+from tests.support import building
+from tests.support.host import FakeHost
+from tests.support.lanes import HandTurned, lane
+from vmagent.announcer import Announcer
+from vmagent.consequences import Consequences
+from vmagent.core import dn, events, request
+from vmagent.core.admission import HostRoom
+from vmagent.core.commands import Signer
+from vmagent.core.model import Phase
+from vmagent.core.policy import Policy
+from vmagent.errors import Problem
+from vmagent.intake import Intake, Limits
+from vmagent.local.feed import LiveFeed
+from vmagent.observer import Observer
+from vmagent.reconciler import Reconciler
+from vmagent.recovery import Recovery
+from vmagent.store.store import SqliteStore
+from vmagent.world import World
+
+MOST_TURNS = 3000
+
+
+class NoOutbox:
+    def wake(self) -> None: ...
+
+
+class Trusting:
+    """Believes whoever the frame says it is: `{"signer": ..., "payload": {...}}` stands for a signed body."""
+
+    def verify(self, envelope: request.Envelope, now_s: float) -> Any:
+        if envelope.signature == "AAAA":
+            raise Problem("signature", "the signature is wrong")
+        padded = envelope.payload + "=" * (-len(envelope.payload) % 4)
+        return base64.urlsafe_b64decode(padded), SIGNER
+
+    def unsigned(self) -> Signer:
+        return Signer("broker:test")
+
+
+SIGNER = Signer(building.SIGNER, dn.parse(building.SIGNER), "ab" * 32)
+
+
+class Site:
+    """One run of the agent over `folder`; `Site(folder, host=old.host)` is the next run on the same host."""
+
+    def __init__(self, folder: Path, host: Optional[FakeHost] = None, policy: Optional[Policy] = None,
+                 store: Any = None) -> None:
+        self.reactor = HandTurned()
+        if host is not None:
+            self.reactor.rightNow = host.clock.seconds()
+            host.clock = self.reactor
+        else:
+            self.reactor.rightNow = 1000.0
+        self.host = host or FakeHost(self.reactor)
+        self.lane = lane(self.reactor, "store")
+        self.store = store or SqliteStore(folder / "vmagent.db", self.lane, 10_000, 2**24)
+        policy = policy or building.policy()
+        self.world = World(self.store, NoOutbox(), LiveFeed())
+        self.consequences = Consequences(self.world, policy)
+        h = self.host
+        self.observer = Observer(self.world, h, h, h, h, h)
+        self.reconciler = Reconciler(self.world, self.observer, {"hypervisor": h, "images": h, "witness": h},
+                                     self.consequences, h, self.reactor)
+        self.recovery = Recovery(self.world, self.store, self.observer, self.reconciler, self.consequences, h)
+        self.announcer = Announcer(self.world, self.store, h, self.consequences, h, "signed", "0", dict)
+        self.intake = Intake(self.world, self.store, Trusting(), self._room, self.consequences, Limits(262144, True), h,
+                             self.reconciler.mark, self.announcer.snapshot_changes)
+        self.stored = self.wait(self.store.open(h.now()))
+        self.world.load(self.stored)
+        self.run(self.recovery.restored())
+        self.run(self.recovery.recall())
+        self.run(self.recovery.resync())
+
+    def _room(self) -> Deferred[HostRoom]:
+        room: Deferred[HostRoom] = Deferred()
+        room.callback(HostRoom(16, 65536, 500, self.world.drained, True))
+        return room
+
+    # -- turning
+
+    def wait(self, answer: Any) -> Any:
+        return self.reactor.settle(answer)
+
+    def run(self, coroutine: Any) -> Any:
+        return self.wait(Deferred.fromCoroutine(coroutine))
+
+    def settle(self, until: Any, seconds: float = 120.0) -> None:
+        """Turn, a tenth of a second of boot time at a time, until `until()`."""
+        ends = self.reactor.seconds() + seconds
+        while not until():
+            assert self.reactor.seconds() < ends, f"not within {seconds} s of boot time: {self.phases()}"
+            self.reactor.advance(0.1)
+            self._drain()
+
+    def _drain(self) -> None:
+        """Let the store answer whatever it was asked."""
+        barrier = self.store.sequences()
+        self.wait(barrier)
+
+    def stop(self) -> None:
+        self.reconciler.stop()
+        self.wait(self.store.close())
+        self.lane.stop()
+
+    # -- commands
+
+    def body(self, verb: str, args: Mapping[str, Any], id: str = "", **members: Any) -> bytes:
+        wall = self.host.now().wall
+        payload: Dict[str, Any] = {
+            "schema": f"{verb}/1", "id": id or str(uuid.uuid4()), "issued_at": wall,
+            "valid_until": "2026-11-20T13:30:00.000Z", "target": self.consequences.policy.host,
+            "on_behalf_of": {"subject": building.USER, "fqan": "/vo.example/Role=NULL"}, "args": dict(args), **members,
+        }
+        text = base64.urlsafe_b64encode(json.dumps(payload).encode()).rstrip(b"=").decode()
+        return json.dumps({"protected": "e30", "payload": text, "signature": "c2ln"}).encode()
+
+    def send(self, verb: str, args: Mapping[str, Any], id: str = "", **members: Any) -> str:
+        id = id or str(uuid.uuid4())
+        self.run(self.intake.frame(self.body(verb, args, id, **members), False))
+        return id
+
+    # -- what came out
+
+    def rows(self) -> List[Any]:
+        return list(self.wait(self.store.outbox(0, 10_000)))
+
+    def replies(self, id: str) -> List[Mapping[str, Any]]:
+        return [row.data for row in self.rows() if row.stream == "replies" and row.data.get("command") == id]
+
+    def states(self, vm: str) -> List[Mapping[str, Any]]:
+        return [row.data for row in self.rows() if row.type.endswith("vm.state") and row.data["vm"] == vm]
+
+    def alerts(self) -> List[Mapping[str, Any]]:
+        return [row.data for row in self.rows() if row.type.endswith("security.alert")]
+
+    def phase(self, vm: str) -> Phase:
+        record = self.world.find(vm)
+        observed = self.world.observed.get(vm)
+        return events.phase(record, observed) if record and observed else Phase.PENDING
+
+    def phases(self) -> Dict[str, str]:
+        return {vm: self.phase(vm).value for vm in (*self.world.records, *self.world.recent)}
+
+
+def start_args(**kw: Any) -> Dict[str, Any]:
+    args: Dict[str, Any] = {"flavour": "small", "image": {"id": "tiny"}, "lifetime_s": 3600,
+                            "networks": [{"type": "public"}], "name": "worker"}
+    args.update(kw)
+    return {k: v for k, v in args.items() if v is not None}

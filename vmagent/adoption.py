@@ -1,0 +1,62 @@
+"""Domains of ours that the store does not know, or knows less about: the tag tells the rest (DESIGN 6, Identity).
+
+Three ways lead here: the store was lost under running guests; an older copy of it was restored; somebody defined again
+what had ended.  Pure: records and tags in, records out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Optional
+
+from vmagent.core.model import Desired, DomainSeen, Journal, Now, Reason, Tag, VmRecord
+from vmagent.core.policy import Policy
+
+
+def from_tag(domain: DomainSeen, tag: Tag, now: Now, policy: Policy) -> VmRecord:
+    """The wish as the tag tells it: it should run, and what it did so far is remembered."""
+    journal = Journal(
+        attempt_boot=tag.boot_id or now.boot_id,
+        may_have_run=tag.may_have_run,
+        started_at=tag.started_at,
+        started_boot=tag.boot_id,
+        started_wall=tag.started_wall,
+        paused_by="" if tag.may_have_run else "start",
+        grace_s=policy.grace_s,
+    )
+    return VmRecord(
+        spec=tag.spec, generation=tag.generation, desired=Desired.RUN, lifetime_s=tag.lifetime_s, accepted_at=now.at,
+        accepted_boot=now.boot_id, accepted_wall=tag.accepted_wall, journal=journal,
+        reasons=(Reason("agent", "rebuilt from the domain's tag", now.wall),),
+    )
+
+
+def came_back(closed: VmRecord, now: Now) -> VmRecord:
+    """A VM that had ended and was cleaned up exists again: it is ended again."""
+    reason = Reason("agent", "its domain exists again after its end", now.wall)
+    return dataclasses.replace(closed, closed=False, desired=Desired.ABSENT, reasons=(*closed.reasons, reason)[-20:])
+
+
+def caught_up(record: VmRecord, tag: Tag) -> Optional[VmRecord]:
+    """An older record beside a newer tag: what the tag knows more is taken over.  None = nothing is new."""
+    journal = record.journal
+    if tag.may_have_run and not journal.may_have_run:
+        journal = dataclasses.replace(
+            journal, may_have_run=True, started_at=tag.started_at, started_boot=tag.boot_id,
+            started_wall=tag.started_wall, attempt_boot=journal.attempt_boot or tag.boot_id,
+        )
+    newer = tag.generation > record.generation
+    after = dataclasses.replace(
+        record, journal=journal,
+        generation=tag.generation if newer else record.generation,
+        lifetime_s=tag.lifetime_s if newer else record.lifetime_s,
+    )
+    return after if after != record else None
+
+
+def distrusted(record: VmRecord) -> VmRecord:
+    """A wish out of a restored store may have run since that copy was made: it is never started again.
+
+    If its domain lives, its tag and its observation say so and it goes on; if not, its end is `lost`.
+    """
+    return dataclasses.replace(record, journal=dataclasses.replace(record.journal, may_have_run=True))

@@ -1,0 +1,195 @@
+"""The composition root: builds every part, wires them in one readable place, starts and stops them in order.
+
+The only importer of the reactor, and the only place that reads the machine's clocks.
+Order of a start: socket (so that an administrator can look at once), store, first observation *attempted*, READY=1, then
+the broker's commands.  Order of a stop: nothing new is taken, what runs stays: guests, rules and limits are not touched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import logging
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any, List
+
+from twisted.internet import reactor as _reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
+
+from vmagent import configfile
+from vmagent import log as logs
+from vmagent.config import Config
+from vmagent.core import walltime
+from vmagent.core.model import Now
+from vmagent.errors import Fault, Problem
+from vmagent.parts import Parts, build
+
+log = logging.getLogger("vmagent.daemon")
+reactor: Any = _reactor
+EXIT_FAILED = 1
+DAY_S = 86400.0
+STATE_MODE = 0o711  # QEMU's own user must pass through to its overlay
+
+
+class SystemClock:
+    """Implements ports.Clock.  CLOCK_BOOTTIME goes on while the host sleeps, and no clock step moves it."""
+
+    def __init__(self) -> None:
+        self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+    def now(self) -> Now:
+        return Now(boottime(), walltime.text(time.time()), self._boot_id)
+
+
+def boottime() -> float:
+    """Seconds since boot, suspend included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def notify(state: str) -> None:
+    """Tell systemd; nothing happens where there is none."""
+    try:
+        sd = importlib.import_module("systemd.daemon")
+    except ImportError:
+        return
+    sd.notify(state)
+
+
+class Daemon:
+    """One run of the agent."""
+
+    def __init__(self, config: Config, path: Path) -> None:
+        self._config = config
+        self._path = path
+        config.directories.state.mkdir(mode=STATE_MODE, parents=True, exist_ok=True)
+        self.parts: Parts = build(config, reactor, SystemClock(), random.SystemRandom())
+        self._loops: List[LoopingCall] = []
+        self.code = 0
+
+    # -- start
+
+    def start(self) -> None:
+        """Begin; a failure that nothing can mend ends the process with its reason."""
+        Deferred.fromCoroutine(self._start()).addErrback(self._fatal)
+
+    async def _start(self) -> None:
+        parts = self.parts
+        parts.local.listen()
+        stored = await parts.store.open(parts.clock.now())
+        parts.world.load(stored)
+        log.info("store open: epoch %s number %d (%s), %d VMs", stored.epoch.id, stored.epoch.number,
+                 stored.epoch.cause, len(stored.records))
+        await parts.recovery.restored()
+        await parts.recovery.recall()
+        await parts.images.start()
+        parts.hypervisor.start(parts.hint, parts.connection)
+        await parts.recovery.resync()
+        await parts.announcer.state()
+        await parts.announcer.snapshot()
+        parts.channel.link.start()
+        self._every(self._config.intervals.resync_s, parts.recovery.resync)
+        self._every(self._config.intervals.hold_s, parts.hold)
+        self._every(60.0, parts.minute)
+        self._every(DAY_S, parts.prune)
+        self._every(self._config.intervals.host_state_s, parts.announcer.state)
+        self._snapshot_later()
+        self._watchdog()
+        notify("READY=1\nSTATUS=running")
+        log.info("ready")
+
+    def _fatal(self, failure: Any) -> None:
+        log.critical("cannot start: %s", failure.value, exc_info=(failure.type, failure.value, failure.tb))
+        self.code = EXIT_FAILED
+        if reactor.running:
+            reactor.stop()
+
+    def _every(self, seconds: float, call: Any) -> None:
+        async def once() -> None:
+            try:
+                await call()
+            except (Fault, Problem) as error:
+                log.warning("%s: %s", getattr(call, "__qualname__", call), error)
+
+        def turn() -> Deferred[None]:
+            return Deferred.fromCoroutine(once()).addErrback(self._surprise)
+
+        loop = LoopingCall(turn)
+        loop.clock = reactor
+        self._loops.append(loop)
+        loop.start(seconds, now=False)
+
+    def _surprise(self, failure: Any) -> None:
+        log.error("a periodic task failed", exc_info=(failure.type, failure.value, failure.tb))
+
+    def _snapshot_later(self) -> None:
+        """Every ten minutes with jitter, so that a thousand hosts do not speak at once."""
+        delay = self._config.intervals.snapshot_s * random.uniform(0.8, 1.2)
+
+        def turn() -> None:
+            self._snapshot_later()
+            Deferred.fromCoroutine(self.parts.announcer.snapshot()).addErrback(self._surprise)
+
+        reactor.callLater(delay, turn)
+
+    # -- life
+
+    def _watchdog(self) -> None:
+        """Prove our own progress: this turn of the reactor, and no step of the loop that nobody owns any more.
+
+        An outage outside (broker, libvirt, disk) is published as degraded and never starves it.
+        """
+        period = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6 / 3
+        if period <= 0:
+            return
+
+        def turn() -> None:
+            reactor.callLater(period, turn)
+            if self.parts.reconciler.healthy():
+                notify("WATCHDOG=1")
+
+        turn()
+
+    def reload(self) -> None:
+        """SIGHUP: the site's policy and the trust in signers take effect at once; what needs a restart is named."""
+        notify(f"RELOADING=1\nMONOTONIC_USEC={int(time.monotonic() * 1e6)}")
+        try:
+            fresh = configfile.read(self._path)
+        except Problem as problem:
+            log.error("configuration not reloaded, the old one stays: %s", problem)
+        else:
+            self._take(fresh)
+        notify("READY=1")
+
+    def _take(self, fresh: Config) -> None:
+        names = [f.name for f in dataclasses.fields(Config) if f.name not in ("policy", "sources", "security")]
+        stale = [name for name in names if getattr(fresh, name) != getattr(self._config, name)]
+        self.parts.adopt_policy(fresh.policy)
+        self._config = dataclasses.replace(self._config, policy=fresh.policy)
+        log.info("configuration reloaded")
+        if stale:
+            log.warning("these changes need a restart: %s", ", ".join(stale))
+
+    def stop(self) -> Deferred[None]:
+        """SIGTERM: take nothing new, close what can be closed; guests, rules and limits stay."""
+        notify("STOPPING=1")
+        for loop in self._loops:
+            if loop.running:
+                loop.stop()
+        return Deferred.fromCoroutine(self.parts.stop()).addErrback(self._surprise)
+
+
+def run(config: Config, path: Path) -> int:
+    """Run until SIGTERM or SIGINT; returns the exit code."""
+    reactor.seconds = boottime  # wall time by default, and then a clock step moves every callLater (FACTS F11)
+    logs.setup(config.log_level)
+    daemon = Daemon(config, path)
+    reactor.addSystemEventTrigger("before", "shutdown", daemon.stop)
+    signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(daemon.reload))
+    reactor.callWhenRunning(daemon.start)
+    reactor.run()
+    return daemon.code

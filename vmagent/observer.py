@@ -1,0 +1,145 @@
+"""Joins what libvirt, the disk, the kernel's counters and the process table say into one `Observed` per VM.
+
+Rules: "I cannot see it" is Seen.UNKNOWN, never MISSING (DESIGN 1.4).  MISSING counts once it was seen twice, at least a
+second apart, over a healthy connection.  Costly looks (disk, processes, counters) are taken only while they matter:
+a VM that runs and is ready is observed through libvirt alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Dict, FrozenSet, Mapping, Optional, Tuple
+
+from vmagent import ports
+from vmagent.core.model import DomainSeen, HostSeen, Observed, Seen, VmRecord
+from vmagent.errors import Fault
+from vmagent.world import World
+
+log = logging.getLogger("vmagent.observer")
+MISSING_APART_S = 1.0
+COUNTED_FRESH_S = 0.9  # running guests share one listing of the counters
+LIVE = (Seen.RUNNING, Seen.PAUSED, Seen.STOPPING)
+
+
+class Observer:
+    """The one place where observations come together."""
+
+    def __init__(
+        self,
+        world: World,
+        hypervisor: ports.Hypervisor,
+        images: ports.Images,
+        witness: ports.Witness,
+        processes: ports.Processes,
+        clock: ports.Clock,
+    ) -> None:
+        self._world = world
+        self._hypervisor = hypervisor
+        self._images = images
+        self._witness = witness
+        self._processes = processes
+        self._clock = clock
+        self._missing_since: Dict[str, float] = {}
+        self._frames: Mapping[str, int] = {}
+        self._counted_at = -1.0
+
+    async def look(self, record: VmRecord) -> Observed:
+        """Observe one VM now and remember it."""
+        domain = await self._domain(record.vm)
+        if domain.seen is not Seen.RUNNING:
+            await self.count_frames(0.0)
+        elif record.phase != "ready":
+            self._nudge(record)
+            await self.count_frames(COUNTED_FRESH_S)
+        leftovers = await self._leftovers(record, domain)
+        observed = Observed(domain, self._twice(domain), leftovers, self._speaking(record))
+        self._world.observed[record.vm] = observed
+        return observed
+
+    async def look_all(self) -> HostSeen:
+        """One whole look at the hypervisor.  Faults: AWAY, UNKNOWN."""
+        seen = await self._hypervisor.observe_all()
+        self._world.foreign = seen.foreign
+        return seen
+
+    async def count_frames(self, fresh_s: float) -> None:
+        """Read the counters of assigned addresses again unless that was done less than `fresh_s` ago.
+
+        Keeps the last ones when the kernel does not answer.
+        """
+        now = self._clock.now().at
+        if now - self._counted_at < fresh_s:
+            return
+        self._counted_at = now
+        try:
+            self._frames = await self._witness.watched()
+        except Fault as fault:
+            log.warning("network counters: %s", fault)
+
+    def _nudge(self, record: VmRecord) -> None:
+        """A guest that has nothing to say is asked by the kernel for its address, and answers."""
+        for interface in record.spec.interfaces:
+            if self._frames.get(interface.device, 0) == 0:
+                self._witness.nudge(interface.bridge, interface.addresses)
+
+    def speaking(self, record: VmRecord) -> bool:
+        """Whether every interface has sent from an assigned address, by the counters as last read."""
+        return len(self._speaking(record)) == len(record.spec.interfaces)
+
+    def changed(self, domain: DomainSeen) -> bool:
+        """Whether this differs from what was last observed, apart from its age; if not, only the age is renewed."""
+        last = self._world.observed.get(domain.vm)
+        if last is None or dataclasses.replace(self._stuck(domain), at=0.0) != dataclasses.replace(last.domain, at=0.0):
+            return True
+        self._world.observed[domain.vm] = dataclasses.replace(
+            last, domain=dataclasses.replace(last.domain, at=domain.at)
+        )
+        return False
+
+    def unseen(self) -> None:
+        """The connection is gone: every age starts to grow, nothing is concluded."""
+        self._missing_since.clear()
+
+    async def _domain(self, vm: str) -> DomainSeen:
+        try:
+            return self._stuck(await self._hypervisor.observe(vm))
+        except Fault as fault:
+            last = self._world.observed.get(vm)
+            if vm in self._hypervisor.stuck():
+                return DomainSeen(vm, Seen.STUCK, "monitor", self._clock.now().at)
+            return DomainSeen(vm, Seen.UNKNOWN, fault.kind.value, last.domain.at if last else 0.0)
+
+    def _stuck(self, domain: DomainSeen) -> DomainSeen:
+        if domain.seen in LIVE and domain.vm in self._hypervisor.stuck():
+            return dataclasses.replace(domain, seen=Seen.STUCK, reason="monitor")
+        return domain
+
+    def _twice(self, domain: DomainSeen) -> bool:
+        if domain.seen is not Seen.MISSING:
+            self._missing_since.pop(domain.vm, None)
+            return False
+        first = self._missing_since.setdefault(domain.vm, domain.at)
+        return domain.at - first >= MISSING_APART_S
+
+    async def _leftovers(self, record: VmRecord, domain: DomainSeen) -> FrozenSet[str]:
+        last: Optional[Observed] = self._world.observed.get(record.vm)
+        if domain.seen in LIVE and last is not None and last.domain.seen in LIVE:
+            return last.leftovers
+        found = set(await self._files(record.vm, last))
+        devices = [interface.device for interface in record.spec.interfaces]
+        if devices and all(device in self._frames for device in devices):
+            found.add("witness")
+        if domain.seen in (Seen.MISSING, Seen.OFF):
+            found |= self._processes.leftovers(record.vm, devices)
+        return frozenset(found)
+
+    async def _files(self, vm: str, last: Optional[Observed]) -> FrozenSet[str]:
+        try:
+            return (await self._images.leftovers()).get(vm, frozenset())
+        except Fault as fault:
+            log.warning("disks of %s: %s", vm, fault)
+            return (last.leftovers if last else frozenset()) & {"overlay", "seed"}
+
+    def _speaking(self, record: VmRecord) -> Tuple[str, ...]:
+        return tuple(i.device for i in record.spec.interfaces if self._frames.get(i.device, 0) > 0)

@@ -1,0 +1,127 @@
+"""What the local socket may ask: each query joins the memory, the store and a fresh look into one view.
+
+Layer 4: it knows the views of `local/` and the parts that hold the truth; it decides nothing and changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Awaitable, Callable, Dict, List, Mapping, Sequence
+
+from twisted.internet.defer import Deferred
+
+import vmagent
+from vmagent import ports
+from vmagent.core.model import Now, VmRecord
+from vmagent.core.policy import Policy
+from vmagent.errors import Problem
+from vmagent.local import views
+from vmagent.world import World
+
+Args = Mapping[str, Any]
+MOST_AUDIT = 10_000
+
+
+class Queries:
+    """`table()` is what LocalServer takes."""
+
+    def __init__(
+        self,
+        world: World,
+        store: ports.Store,
+        hypervisor: ports.Hypervisor,
+        images: ports.Images,
+        clock: ports.Clock,
+        policy: Callable[[], Policy],
+        broker: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        self._world = world
+        self._store = store
+        self._hypervisor = hypervisor
+        self._images = images
+        self._clock = clock
+        self._policy = policy
+        self._broker = broker
+
+    def table(self) -> Dict[str, Callable[[Args], Deferred[Any]]]:
+        """verb -> callable(args) -> Deferred of plain JSON."""
+        queries: Dict[str, Callable[[Args], Awaitable[Any]]] = {
+            "list": self._list, "show": self._show, "who": self._who, "over": self._over, "audit": self._audit,
+            "drain_check": self._drain_check, "status": self._status, "capacity": self._capacity,
+            "doctor": self._doctor,
+        }
+        return {verb: _deferred(query) for verb, query in queries.items()}
+
+    def _records(self) -> List[VmRecord]:
+        return list(self._world.records.values())
+
+    def _now(self) -> Now:
+        return self._clock.now()
+
+    async def _list(self, args: Args) -> Any:
+        """args: `all` (ended VMs that are still remembered, too)."""
+        records = self._records() + (list(self._world.recent.values()) if args.get("all") is True else [])
+        return views.listing(records, self._world.observed, self._world.foreign, self._now())
+
+    async def _show(self, args: Args) -> Any:
+        """args: `vm`: id, beginning of an id, or name."""
+        known = self._records() + list(self._world.recent.values())
+        record = views.find(_text(args, "vm"), known)
+        return views.show(record, self._world.observed, self._now(), self._policy())
+
+    async def _who(self, args: Args) -> Any:
+        return views.who(self._records(), self._world.observed, self._now())
+
+    async def _over(self, args: Args) -> Any:
+        """args: `handle`: VM id, tag or command id."""
+        handle = _text(args, "handle")
+        stored = await self._store.records(handle)
+        records = [self._world.records.get(record.vm, record) for record in stored]
+        return views.over(handle, records, self._world.observed, self._now())
+
+    async def _audit(self, args: Args) -> Any:
+        """args: `limit` (default 100), `subject` (a VM id; default all)."""
+        limit = args.get("limit", 100)
+        if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= MOST_AUDIT:
+            raise Problem("schema", f"a number from 1 to {MOST_AUDIT} is expected", path="args.limit")
+        rows: Sequence[Mapping[str, Any]] = await self._store.audit(limit, str(args.get("subject") or ""))
+        return {"audit": [dict(row) for row in rows]}
+
+    async def _drain_check(self, args: Args) -> Any:
+        """args: `minutes`."""
+        minutes = args.get("minutes", 10)
+        if not isinstance(minutes, (int, float)) or isinstance(minutes, bool) or not 0 <= minutes <= 60 * 24 * 366:
+            raise Problem("schema", "a number of minutes, 0 or more, is expected", path="args.minutes")
+        return views.drain_check(self._records(), self._world.observed, self._world.foreign, self._now(), minutes,
+                                 self._world.drained)
+
+    async def _status(self, args: Args) -> Any:
+        return views.status(self._records(), self._world.observed, self._policy(), self._hypervisor.info(),
+                            self._world.epoch, self._facts())
+
+    async def _capacity(self, args: Args) -> Any:
+        free = await self._images.free_gib()
+        return views.capacity(self._records(), self._hypervisor.info(), self._policy(), free)
+
+    async def _doctor(self, args: Args) -> Any:
+        """What only the running daemon knows."""
+        info = self._hypervisor.info()
+        return {**self._facts(), "hypervisor": {"connected": info.connected, "why": info.why,
+                                                "domain_type": info.domain_type, "startable": info.startable}}
+
+    def _facts(self) -> Dict[str, Any]:
+        return {"version": vmagent.__version__, "wall": self._now().wall, "drained": self._world.drained,
+                "degraded": dict(self._world.degraded), "broker": dict(self._broker())}
+
+
+def _text(args: Args, name: str) -> str:
+    value = args.get(name)
+    if not isinstance(value, str) or not value:
+        raise Problem("schema", "a text is expected", path=f"args.{name}")
+    return value
+
+
+def _deferred(query: Callable[[Args], Awaitable[Any]]) -> Callable[[Args], Deferred[Any]]:
+    def call(args: Args) -> Deferred[Any]:
+        return Deferred.fromCoroutine(query(args))  # type: ignore[arg-type]
+
+    return call

@@ -1,0 +1,257 @@
+"""The one loop: observe, plan, commit, act, observe again.
+
+Level-triggered: whoever has news marks a VM dirty; nothing is decided from the news itself.  One step per VM is under
+way at a time, steps of different VMs run beside each other.  Retry lives here and nowhere else.
+Start-up is recovery: the first resync marks everything dirty, and that is all there is.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Dict, Mapping, Optional, Protocol, Set, Tuple
+
+from twisted.internet.defer import Deferred
+
+from vmagent import ports
+from vmagent.consequences import Consequences
+from vmagent.core import plan as planning
+from vmagent.core.actions import TABLE, Action
+from vmagent.core.changes import Change
+from vmagent.core.model import Observed, Seen, VmRecord
+from vmagent.crashpoint import reach
+from vmagent.errors import Fault, FaultKind
+from vmagent.observer import MISSING_APART_S, Observer
+from vmagent.world import World
+
+log = logging.getLogger("vmagent.reconciler")
+COMMIT_WAIT_S = 5.0  # past it a safe action goes ahead of its record (DESIGN 1.9)
+OWED_LOOK_S = 5.0  # while a reply is owed, look at least this often
+READY_POLL_FIRST_S, READY_POLL_MOST_S = 1.0, 30.0
+STEPS_AT_ONCE = 64
+LONGEST_STEP_S = 2 * max(row.deadline_s for row in TABLE.values()) + 60
+BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.5, 60.0
+
+
+class Timer(Protocol):
+    """The part of the reactor that the loop needs."""
+
+    def callLater(self, delay: float, call: Any, *args: Any) -> Any: ...
+
+    def seconds(self) -> float: ...
+
+
+class Reconciler:
+    """Makes what is observed equal to what is wished."""
+
+    def __init__(
+        self,
+        world: World,
+        observer: Observer,
+        performers: Mapping[str, Any],
+        consequences: Consequences,
+        clock: ports.Clock,
+        timer: Timer,
+    ) -> None:
+        self._world = world
+        self._observer = observer
+        self._performers = performers  # port name -> hypervisor | images | witness
+        self._consequences = consequences
+        self._clock = clock
+        self._timer = timer
+        self._dirty: Set[str] = set()
+        self._busy: Dict[str, float] = {}  # VM id -> boot time at which its step began
+        self._failures: Dict[str, int] = {}
+        self._wake: Dict[str, Any] = {}  # VM id -> pending delayed call
+        self._turning = False
+        self._stopped = False
+        self.steps = 0  # proof of progress for the watchdog and the tests
+
+    # -- news
+
+    def mark(self, vm: str) -> None:
+        """Look at this VM again."""
+        self._dirty.add(vm)
+        if not self._turning and not self._stopped:
+            self._turning = True
+            self._timer.callLater(0, self._turn)
+
+    def mark_all(self) -> None:
+        """Look at every VM again."""
+        for vm in list(self._world.records):
+            self.mark(vm)
+
+    def stop(self) -> None:
+        """Begin nothing new; guests, rules and limits stay as they are."""
+        self._stopped = True
+        for call in self._wake.values():
+            call.cancel()
+        self._wake.clear()
+
+    def idle(self) -> bool:
+        """Nothing is dirty and nothing is under way."""
+        return not self._dirty and not self._busy
+
+    def healthy(self) -> bool:
+        """No step is under way for longer than every deadline in it together: somebody still owns each of them."""
+        oldest = min(self._busy.values(), default=None)
+        return oldest is None or self._clock.now().at - oldest < LONGEST_STEP_S
+
+    # -- the turn
+
+    def _turn(self) -> None:
+        self._turning = False
+        for vm in sorted(self._dirty - set(self._busy)):
+            if self._stopped or len(self._busy) >= STEPS_AT_ONCE:
+                return
+            self._dirty.discard(vm)
+            record = self._world.records.get(vm)
+            if record is None:
+                continue
+            self._cancel(vm)
+            self._busy[vm] = self._clock.now().at
+            Deferred.fromCoroutine(self._guarded(record)).addBoth(self._done, vm)
+
+    def _done(self, result: Any, vm: str) -> None:
+        self._busy.pop(vm, None)
+        self.steps += 1
+        if self._dirty:
+            self.mark(next(iter(self._dirty)))
+
+    async def _guarded(self, record: VmRecord) -> None:
+        try:
+            await self._step(record)
+        except Exception:  # noqa: BLE001 - edge: one VM's surprise must not stop the loop
+            log.exception("step of %s", record.vm, extra={"vm": record.vm})
+            self._later(record.vm, self._backoff(record.vm))
+
+    async def _step(self, record: VmRecord) -> None:
+        observed = await self._observer.look(record)
+        planned, committed = await self._adopt(record, observed)
+        if planned is None:
+            return
+        action = planned.action
+        if action is not None and (committed or action.safe):
+            await self._act(action)
+        elif not committed:
+            self._later(record.vm, self._backoff(record.vm))
+        else:
+            self._failures.pop(record.vm, None)
+            self._sleep(planned, observed)
+
+    async def _adopt(self, record: VmRecord, observed: Observed) -> Tuple[Optional[planning.Plan], bool]:
+        """Plan on the newest record and commit what it asks; (plan, whether the commit landed)."""
+        adopting = Deferred.fromCoroutine(self._world.transact(lambda: self._decide(record.vm, observed)))
+        try:
+            planned = await within(self._timer, adopting, COMMIT_WAIT_S)
+        except Fault as fault:
+            log.error("cannot record a step of %s: %s", record.vm, fault, extra={"vm": record.vm})
+            newest = self._world.records.get(record.vm)
+            return (self._plan(newest, observed), False) if newest else (None, False)
+        if planned is not None and planned.record.phase != "ready" and self._world_phase(record.vm) == "ready":
+            reach("ready")
+        return planned, True
+
+    async def _decide(self, vm: str, observed: Observed) -> Tuple[Tuple[Change, ...], Optional[planning.Plan]]:
+        record = self._world.records.get(vm)
+        if record is None:
+            return (), None
+        planned = self._plan(record, observed)
+        changes = self._consequences.of_plan(record, planned, observed, self._clock.now())
+        return tuple(changes), planned
+
+    def _plan(self, record: VmRecord, observed: Observed) -> planning.Plan:
+        return planning.plan(record, observed, self._clock.now(), self._consequences.policy)
+
+    def _world_phase(self, vm: str) -> str:
+        record = self._world.records.get(vm)
+        return record.phase if record else ""
+
+    # -- effects
+
+    async def _act(self, action: Action) -> None:
+        reach(f"before-{action.do.value}")
+        try:
+            await self._performers[action.port].perform(action)
+        except Fault as fault:
+            await self._failed(action, fault)
+            return
+        reach(f"after-{action.do.value}")
+        self._failures.pop(action.vm, None)
+        self.mark(action.vm)
+
+    async def _failed(self, action: Action, fault: Fault) -> None:
+        log.warning("%s of %s: %s", action.do.value, action.vm, fault, extra={"vm": action.vm})
+        if fault.kind in (FaultKind.REFUSED, FaultKind.FULL):
+            await self._give_up(action, fault)
+        if fault.kind is FaultKind.GONE:
+            self.mark(action.vm)
+        else:
+            self._later(action.vm, self._backoff(action.vm))
+
+    async def _give_up(self, action: Action, fault: Fault) -> None:
+        """Asked again it fails again: what that means for the wish is the planner's to say."""
+
+        async def decide() -> Tuple[Tuple[Change, ...], None]:
+            before = self._world.records.get(action.vm)
+            now = self._clock.now()
+            if before is None:
+                return (), None
+            return tuple(self._consequences.of_record(before, planning.gave_up(before, action, fault.detail, now), now)), None
+
+        try:
+            await self._world.transact(decide)
+        except Fault as failed:
+            log.error("cannot record the failure of %s: %s", action.vm, failed, extra={"vm": action.vm})
+
+    # -- time
+
+    def _sleep(self, planned: planning.Plan, observed: Observed) -> None:
+        """Wake when the plan says, or sooner while something is expected that sends no event."""
+        vm, now = planned.record.vm, self._clock.now().at
+        waits = [] if planned.wake_at is None else [planned.wake_at - now]
+        if self._world.owed(vm):
+            waits.append(OWED_LOOK_S)
+        if observed.domain.seen is Seen.MISSING and not observed.missing_twice:
+            waits.append(MISSING_APART_S)
+        if observed.domain.seen is Seen.RUNNING and not self._observer.speaking(planned.record):
+            waits.append(_ready_poll(now - (planned.record.journal.started_at or now)))
+        if waits:
+            self._later(vm, max(0.0, min(waits)))
+
+    def _backoff(self, vm: str) -> float:
+        count = self._failures.get(vm, 0)
+        self._failures[vm] = count + 1
+        return float(min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** min(count, 10)))
+
+    def _later(self, vm: str, delay: float) -> None:
+        self._cancel(vm)
+        if not self._stopped:
+            self._wake[vm] = self._timer.callLater(delay, self._woken, vm)
+
+    def _woken(self, vm: str) -> None:
+        self._wake.pop(vm, None)
+        self.mark(vm)
+
+    def _cancel(self, vm: str) -> None:
+        call = self._wake.pop(vm, None)
+        if call is not None:
+            call.cancel()
+
+
+def _ready_poll(running_s: float) -> float:
+    """A guest is asked often while it boots, and ever more rarely when it stays silent."""
+    return min(READY_POLL_MOST_S, max(READY_POLL_FIRST_S, running_s / 10))
+
+
+async def within(timer: Timer, waited: Deferred[Any], seconds: float) -> Any:
+    """The result, or Fault UNKNOWN after `seconds`; what was waited for goes on by itself."""
+    answer: Deferred[Any] = Deferred()
+    late = timer.callLater(seconds, lambda: answer.errback(Fault(FaultKind.UNKNOWN, f"no answer within {seconds:g} s")))
+
+    def relay(result: Any) -> None:
+        if late.active():
+            late.cancel()
+            answer.callback(result)
+
+    waited.addBoth(relay)
+    return await answer
