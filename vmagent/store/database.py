@@ -121,7 +121,7 @@ class Database:
         return self._alive().epoch
 
     def _begin_epoch(self, now: Now, cause: str, aside: str, mark: Optional[Mark]) -> None:
-        self._life = epochs.begin(self._open(), now, cause, aside, self._life, mark)
+        self._life = epochs.begin(self.connection(), now, cause, aside, self._life, mark)
 
     def close(self) -> None:
         self._marker.close()
@@ -129,7 +129,8 @@ class Database:
         if connection is not None:
             connection.close()
 
-    def _open(self) -> sqlite3.Connection:
+    def connection(self) -> sqlite3.Connection:
+        """The open connection.  Fault AWAY when there is none."""
         if self._connection is None:
             raise Fault(FaultKind.AWAY, "the store is not open")
         return self._connection
@@ -168,7 +169,7 @@ class Database:
 
     def _transaction(self, work: Callable[[], T]) -> T:
         """All of `work` or nothing of it, counted in the epoch."""
-        connection = self._open()
+        connection = self.connection()
         undo: Undo = (self._life and replace(self._life), replace(self._spool.totals), self._audit.bounded)
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -222,21 +223,21 @@ class Database:
     # -- reading
 
     def command(self, id: str) -> Optional[CommandRow]:
-        self._open()
+        self.connection()
         return self._wishes.command(id)
 
     def records(self, handle: str) -> Tuple[VmRecord, ...]:
-        self._open()
+        self.connection()
         return self._wishes.records(handle)
 
     def audit(self, limit: int, subject: str) -> Tuple[Mapping[str, Any], ...]:
-        self._open()
+        self.connection()
         return self._audit.newest(limit, subject)
 
     def outbox(self, after: int, limit: int) -> Tuple[OutboxRow, ...]:
-        self._open()
+        self.connection()
         return self._spool.waiting(after, limit)
 
     def sequences(self) -> Dict[str, int]:
-        self._open()
+        self.connection()
         return self._spool.sequences(self._alive().epoch)

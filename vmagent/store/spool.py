@@ -6,11 +6,12 @@ Rules
 2. After a commit the outbox holds about `rows` rows and `bytes` bytes at most.  Past that, oldest first and down to
    9/10 of the bound, it drops: telemetry; capacity; states that a newer one of the same subject supersedes; other
    events; usage.  Replies go only past twice the bound.
-3. Nothing is dropped silently.  What one sweep dropped of one (epoch, stream) is announced on that stream by
+3. Nothing is dropped silently.  What is lost of one (epoch, stream) is announced on that stream by
    org.vmagent.stream.gap (at most RANGES ranges each):
    {"stream", "epoch", "from", "to", "count", "ranges", "why": "spool-full"}; `count` messages within from..to are lost,
    exactly those of `ranges` ([[from, to], ...]).  Replies have no sequence: theirs is told on `events`, from = to = 0.
-4. A dropped announcement's ranges go into the next one, so a lost message stays announced until that is delivered.
+4. Announcements are not dropped, but when their stream loses more, the new one takes the place of those still waiting:
+   it tells their ranges, and their own sequence numbers, too.  So they never pile up, and may tell a loss twice.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ _ORDER = ("stream = 'telemetry'", "stream = 'capacity'", _SUPERSEDED, "stream = 
 _REPLIES = "stream = 'replies'"
 
 Ranges = List[Tuple[int, int]]
+Lost = Dict[Tuple[str, str], Ranges]  # (epoch, stream) -> sequences; replies have none: one (0, 0) each
 
 
 @dataclass
@@ -46,15 +48,6 @@ class Totals:
 
     rows: int = 0
     bytes: int = 0
-
-
-@dataclass(frozen=True)
-class _Dropped:
-    """What had to go; replies have no sequence: one (0, 0) each."""
-
-    epoch: str
-    stream: str
-    ranges: Ranges
 
 
 class Spool:
@@ -124,40 +117,53 @@ class Spool:
         """Rules 2 to 4.  wall: the announcement's time."""
         if not self._over(1.0):
             return
-        dropped: List[_Dropped] = []
+        lost: Lost = {}
         for which in _ORDER:
-            dropped += self._sweep(which, 0.9)
+            self._sweep(which, 0.9, lost)
         if self._over(2.0):
-            dropped += self._sweep(_REPLIES, 1.8)
-        for message in _announcements(dropped, wall):
-            log.error("spool full: %(count)d messages of stream %(stream)s dropped", message.data)
+            self._sweep(_REPLIES, 1.8, lost)
+        while self._absorb_announcements(lost):
+            pass
+        for message in _announcements(lost, wall):
+            log.error("spool full: messages of stream %(stream)s are lost, %(from)d to %(to)d", message.data)
             self.publish(epoch, message)
 
     def _over(self, factor: float) -> bool:
         return self.totals.rows > factor * self._rows or self.totals.bytes > factor * self._bytes
 
-    def _sweep(self, which: str, down_to: float) -> Iterator[_Dropped]:
+    def _sweep(self, which: str, down_to: float, lost: Lost) -> None:
         """Drop the oldest of these until the bound is kept or none is left."""
-        columns = "row, epoch, stream, sequence, type, data, bytes"
         while self._over(down_to):
             found = self._connection.execute(
-                f"SELECT {columns} FROM outbox WHERE {which} ORDER BY row LIMIT 500"
+                "SELECT row, bytes, epoch, stream, sequence FROM outbox"
+                f" WHERE {which} AND type <> ? ORDER BY row LIMIT 500",
+                (GAP,),
             ).fetchall()
             if not found:
                 return
-            for row, epoch, stream, sequence, type, data, size in found:
+            for row, size, epoch, stream, sequence in found:
                 if not self._over(down_to):
                     return
                 self._remove(row, size)
-                yield _Dropped(epoch, stream, [(sequence, sequence)])
-                if type == GAP:
-                    yield _announced(json.loads(data))
+                lost.setdefault((epoch, stream), []).append((sequence, sequence))
 
-
-def _announced(data: Mapping[str, Any]) -> _Dropped:
-    """What a dropped announcement was about."""
-    ranges = [(low, high) for low, high in data["ranges"]]
-    return _Dropped(data["epoch"], data["stream"], ranges * data["count"] if data["stream"] == "replies" else ranges)
+    def _absorb_announcements(self, lost: Lost) -> bool:
+        """Rule 4: take back what was announced about streams that lost more; False when there was nothing."""
+        found = self._connection.execute(
+            "SELECT row, bytes, epoch, stream, sequence, data FROM outbox WHERE type = ?", (GAP,)
+        ).fetchall()
+        absorbed = False
+        for row, size, epoch, stream, sequence, text in found:
+            data = json.loads(text)
+            about = (data["epoch"], data["stream"])
+            if about not in lost:
+                continue
+            self._remove(row, size)
+            ranges = [(low, high) for low, high in data["ranges"]]
+            lost[about] += ranges * data["count"] if data["stream"] == "replies" else ranges
+            lost.setdefault((epoch, stream), []).append((sequence, sequence))
+            absorbed = True
+        return absorbed
 
 
 def merged(ranges: Iterable[Tuple[int, int]]) -> Ranges:
@@ -171,10 +177,7 @@ def merged(ranges: Iterable[Tuple[int, int]]) -> Ranges:
     return out
 
 
-def _announcements(dropped: Sequence[_Dropped], wall: str) -> Iterator[Publish]:
-    lost: Dict[Tuple[str, str], Ranges] = {}
-    for row in dropped:
-        lost.setdefault((row.epoch, row.stream), []).extend(row.ranges)
+def _announcements(lost: Lost, wall: str) -> Iterator[Publish]:
     for (epoch, stream), ranges in lost.items():
         if stream == "replies":
             yield _gap("events", stream, epoch, [(0, 0)], len(ranges), wall)

@@ -58,6 +58,10 @@ class _Waiting:
             taken, self._commits = self._commits, []
         return taken
 
+    def count(self) -> int:
+        with self._lock:
+            return len(self._commits)
+
     def withdraw(self, commit: _Commit) -> bool:
         """True when it was still there: it will never be stored."""
         with self._lock:
@@ -105,6 +109,10 @@ class SqliteStore:
         self._waiting.add(commit)
         answer: Deferred[None] = self._lane.run(KEY, CALL_S, self._store, commit)
         return answer.addErrback(self._not_begun, commit)
+
+    def gathered(self) -> int:
+        """Commits that no transaction has taken yet."""
+        return self._waiting.count()
 
     def _store(self, commit: _Commit) -> None:
         """In the store's thread: this commit with all that wait behind it, unless an earlier one took it along."""
