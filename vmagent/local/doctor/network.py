@@ -69,8 +69,9 @@ def _qdiscs(facts: Facts) -> Set[str]:
     ).decode("ascii", "replace")
     text += "\n".join(path.name for path in facts.host.list(modules / "kernel/net/sched"))
     with contextlib.suppress(OSError, EOFError):
-        text += gzip.decompress(facts.host.read(Path("/proc/config.gz")) or b"").decode("ascii", "replace").lower()
-    return {name for name in QDISCS if re.search(rf"\bsch_{name}(\b|=[ym])", text.replace("config_net_", ""))}
+        settings = gzip.decompress(facts.host.read(Path("/proc/config.gz")) or b"").decode("ascii", "replace").lower()
+        text += " ".join("sch_" + name for name in re.findall("config_net_sch_([a-z_]+)=[ym]", settings))
+    return {name for name in QDISCS if re.search(rf"\bsch_{name}\b", text)}
 
 
 def broker(facts: Facts) -> Finding:
