@@ -63,7 +63,7 @@ def domain_xml(spec: VmSpec, tag: Tag, profile: Profile, overlay: str, seed: str
     domain = Element("domain", {"type": profile.domain_type})
     _add(domain, "name", domain_name(spec.vm))
     _add(domain, "uuid", spec.vm)
-    _add(domain, "metadata").append(_tag_element(tag))
+    _add(domain, "metadata").append(_tag_element(tag, f"{{{NAMESPACE}}}vm"))
     _add(domain, "memory", spec.memory_mib, unit="MiB")
     _add(domain, "currentMemory", spec.memory_mib, unit="MiB")
     _add(domain, "vcpu", spec.cores, placement="static")
@@ -149,15 +149,15 @@ def _others(devices: Element, profile: Profile) -> None:
     _add(devices, "memballoon", model="none")
 
 
-def _tag_element(tag: Tag) -> Element:
-    element = Element(f"{{{NAMESPACE}}}vm")
+def _tag_element(tag: Tag, name: str) -> Element:
+    element = Element(name)
     element.text = _text(codec.canonical(tag))
     return element
 
 
 def tag_xml(tag: Tag) -> str:
-    """The tag's element alone, as virDomainSetMetadata takes it."""
-    return ElementTree.tostring(_tag_element(tag), encoding="unicode")
+    """The tag's element alone, as virDomainSetMetadata takes it: without the name space, which libvirt adds."""
+    return ElementTree.tostring(_tag_element(tag, "vm"), encoding="unicode")
 
 
 _STRING, _WHOLE = (str,), (int,)

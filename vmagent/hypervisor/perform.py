@@ -118,7 +118,11 @@ class Hands:
         if self._profile.cpu_cap == "credit":
             domain.setSchedulerParameters({"cap": limits.credit_cap(action.spec, cpu)})
         else:
-            domain.setSchedulerParametersFlags(_quota(cpu), _affected(domain))
+            for part in (libvirt.VIR_DOMAIN_AFFECT_LIVE, libvirt.VIR_DOMAIN_AFFECT_CONFIG):
+                if part & _affected(
+                    domain
+                ):  # one by one: the binding reads the parameters first, and only one can be read
+                    domain.setSchedulerParametersFlags(_quota(cpu), part)
 
     def _resume(self, domain: libvirt.virDomain, action: Action) -> None:
         seen = _seen(domain)

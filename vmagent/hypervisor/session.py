@@ -62,9 +62,10 @@ def _turn() -> None:
 
 
 class Session:
-    """The three links.  gather(connection) runs on a thread; its facts go to on_up.
+    """The three links.  gather(connection) runs on a thread; its facts go to on_up, once all three are open.
 
-    on_event(uuid): a hint; on_down(why); on_late(vm): a control or rescue call past its deadline has returned.
+    on_down(why): looking is not possible (any more); a lost control or rescue connection makes only actions fail.
+    on_event(uuid): a hint; on_late(vm): a control or rescue call past its deadline has returned.
     """
 
     def __init__(
@@ -81,9 +82,12 @@ class Session:
     ) -> None:
         self._reactor = reactor
         self._gather = gather
+        self._on_up = on_up
+        self._on_down = on_down
         self._on_event = on_event
+        self._news: Optional[Any] = None  # facts that on_up was not told yet
         self.observe: Link[Any] = Link(
-            "observe", uri, OBSERVE_THREADS, reactor, retry, self._watch, on_up, on_down, lambda key: None
+            "observe", uri, OBSERVE_THREADS, reactor, retry, self._watch, self._seeing, self._blind, lambda key: None
         )
         self.control = self._plain("control", uri, threads, retry, on_late)
         self.rescue = self._plain("rescue", uri, RESCUE_THREADS, retry, on_late)
@@ -114,10 +118,26 @@ class Session:
             done.callback(None)
 
     def _plain(self, name: str, uri: str, threads: int, retry: Retry, on_late: Callable[[str], None]) -> Link[Any]:
-        def told(what: Any) -> None:
-            log.debug("libvirt (%s): %s", name, what)
+        def down(why: str) -> None:
+            log.warning("libvirt (%s) is away: %s", name, why)
 
-        return Link(name, uri, threads, self._reactor, retry, lambda opened: True, told, told, on_late)
+        def up(facts: bool) -> None:
+            self._all_open()
+
+        return Link(name, uri, threads, self._reactor, retry, lambda opened: True, up, down, on_late)
+
+    def _seeing(self, facts: Any) -> None:
+        self._news = facts
+        self._all_open()
+
+    def _blind(self, why: str) -> None:
+        self._news = None
+        self._on_down(why)
+
+    def _all_open(self) -> None:
+        if self._news is not None and self.control.connected and self.rescue.connected:
+            facts, self._news = self._news, None
+            self._on_up(facts)
 
     def _watch(self, opened: Opened[Any]) -> Any:
         """On a thread: callbacks first, so that nothing between them and the facts is missed."""

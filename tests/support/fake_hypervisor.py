@@ -1,0 +1,288 @@
+"""`ports.Hypervisor` in memory; passes tests/contract/test_hypervisor.py as libvirt does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, FrozenSet, List, Optional, Set, Tuple
+
+from twisted.internet.defer import Deferred, fail, succeed
+
+from vmagent.core import limits
+from vmagent.core.actions import Action, Do
+from vmagent.core.identity import domain_name
+from vmagent.core.model import CpuLimit, DomainSeen, ForeignSeen, HostSeen, HypervisorInfo, Seen, Tag
+from vmagent.errors import Fault, FaultKind
+
+LIVE = (Seen.RUNNING, Seen.PAUSED, Seen.STOPPING)
+MONITOR = (Do.RESUME, Do.PAUSE, Do.SHUTDOWN, Do.REBOOT)
+
+
+@dataclass
+class FakeDomain:
+    """What the fake's libvirt holds.  `boots` counts how often its guest began to execute."""
+
+    uuid: str
+    name: str
+    tag: Optional[Tag] = None
+    seen: Seen = Seen.OFF
+    reason: str = "unknown"
+    cpu: Optional[CpuLimit] = None
+    devices: Tuple[str, ...] = ()
+    fresh: bool = True
+    boots: int = 0
+
+
+class FakeHypervisor:
+    """Answers at once.
+
+    Tests set: `failing[do]`, the fault the next actions of that kind meet; `waiting = True` to keep answers back until
+    `answer()`; `deaf` and `frozen` VM ids; and read `performed`, `domains`.  What happens behind the agent's back:
+    `foreign`, `suspend`, `resume`, `power_off`, `destroy`, `save`, `limit`, `undefine`; to the
+    connection: `cut`, `mend`.
+    """
+
+    def __init__(
+        self, instance: str = "va", seconds: Callable[[], float] = lambda: 1000.0, cpu_caps: bool = True
+    ) -> None:
+        self._instance = instance
+        self._seconds = seconds
+        self._cpu_caps = cpu_caps
+        self._connected = False
+        self._since = seconds()
+        self._on_hint: Callable[[Optional[str]], None] = lambda vm: None
+        self._on_connection: Callable[[bool], None] = lambda up: None
+        self.domains: Dict[str, FakeDomain] = {}
+        self.performed: List[Action] = []
+        self.failing: Dict[Do, Fault] = {}
+        self.deaf: Set[str] = set()
+        self.frozen: Set[str] = set()
+        self.waiting = False
+        self._kept: List[Tuple[Deferred[None], Action]] = []
+
+    # -- the port
+
+    def start(self, on_hint: Callable[[Optional[str]], None], on_connection: Callable[[bool], None]) -> None:
+        self._on_hint = on_hint
+        self._on_connection = on_connection
+        self.mend()
+
+    def stop(self) -> Deferred[None]:
+        self._connected = False
+        return succeed(None)
+
+    def info(self) -> HypervisorInfo:
+        return HypervisorInfo(
+            "fake:///", "QEMU", "qemu", "x86_64", "9.0.0", "7.2.0", 8, 16384, self._connected, self._since,
+            "fake", cpu_caps=self._cpu_caps,
+        )  # fmt: skip
+
+    def observe_all(self) -> Deferred[HostSeen]:
+        if not self._connected:
+            return self._away()
+        ours: Dict[str, DomainSeen] = {}
+        foreign: List[ForeignSeen] = []
+        for domain in self.domains.values():
+            why = self._stranger(domain)
+            if why:
+                foreign.append(ForeignSeen(domain.uuid, domain.name, domain.seen, why))
+            else:
+                ours[domain.uuid] = self._look(domain)
+        return succeed(HostSeen(self._seconds(), ours, tuple(foreign)))
+
+    def observe(self, vm: str) -> Deferred[DomainSeen]:
+        if not self._connected:
+            return self._away()
+        domain = self.domains.get(vm)
+        if domain is None:
+            return succeed(DomainSeen(vm, Seen.MISSING, "", self._seconds()))
+        why = self._stranger(domain)
+        if why:
+            return succeed(DomainSeen(vm, Seen.FOREIGN, why, self._seconds(), name=domain.name))
+        return succeed(self._look(domain))
+
+    def perform(self, action: Action) -> Deferred[None]:
+        self.performed.append(action)
+        if not self.waiting:
+            return self._answer(action)
+        kept: Deferred[None] = Deferred()
+        self._kept.append((kept, action))
+        return kept
+
+    def answer(self) -> None:
+        """Let everything that waits happen."""
+        kept, self._kept = self._kept, []
+        for answer, action in kept:
+            self._answer(action).chainDeferred(answer)
+
+    def stuck(self) -> FrozenSet[str]:
+        return frozenset(self.frozen)
+
+    # -- behind the agent's back
+
+    def cut(self) -> None:
+        """libvirt goes away; guests go on."""
+        self._connected = False
+        self._since = self._seconds()
+        self._on_connection(False)
+
+    def mend(self) -> None:
+        self._connected = True
+        self._since = self._seconds()
+        self._on_connection(True)
+        self._on_hint(None)
+
+    def foreign(self, uuid: str, name: str, tag: Optional[Tag] = None) -> None:
+        self.domains[uuid] = FakeDomain(uuid, name, tag)
+
+    def suspend(self, vm: str) -> None:
+        self._becomes(vm, Seen.PAUSED, "user")
+
+    def resume(self, vm: str) -> None:
+        self._go(self.domains[vm])
+        self._hint(vm)
+
+    def power_off(self, vm: str, reason: str = "shutdown") -> None:
+        """The guest, or what `reason` says, ends it."""
+        self._becomes(vm, Seen.OFF, reason)
+
+    def destroy(self, vm: str) -> None:
+        self._becomes(vm, Seen.OFF, "destroyed")
+
+    def save(self, vm: str) -> None:
+        self._becomes(vm, Seen.SAVED, "saved")
+
+    def limit(self, vm: str, cpu: CpuLimit) -> None:
+        self.domains[vm].cpu = cpu
+        self._hint(vm)
+
+    def undefine(self, uuid: str) -> None:
+        self.domains.pop(uuid, None)
+        self._hint(uuid)
+
+    # -- how it works
+
+    def _answer(self, action: Action) -> Deferred[None]:
+        if not self._connected:
+            return self._away()
+        if action.do in self.failing:
+            return fail(self.failing[action.do])
+        try:
+            self._do(action)
+        except Fault as fault:
+            return fail(fault)
+        return succeed(None)
+
+    def _do(self, action: Action) -> None:
+        domain = self.domains.get(action.vm)
+        if domain is not None and self._stranger(domain):
+            raise Fault(FaultKind.REFUSED, f"foreign: the domain {action.vm} is not ours")
+        if action.vm in self.frozen and action.do in MONITOR:
+            raise Fault(FaultKind.BUSY, "its QEMU does not answer")
+        if action.do is Do.DEFINE:
+            self._define(domain, action)
+        elif domain is not None:
+            _EFFECTS[action.do](self, domain, action)
+        elif action.do not in (Do.DESTROY, Do.DISCARD_SAVED, Do.UNDEFINE):
+            raise Fault(FaultKind.GONE, f"no domain {action.vm}")
+
+    def _define(self, domain: Optional[FakeDomain], action: Action) -> None:
+        if action.cpu is not None and action.cpu.quota_us >= 0 and not self._cpu_caps:
+            raise Fault(FaultKind.REFUSED, "not-supported-here: no CPU caps")
+        name = domain_name(action.vm)
+        if domain is None and any(other.name == name for other in self.domains.values()):
+            raise Fault(FaultKind.REFUSED, f"foreign: another domain is named {name}")
+        if domain is None or domain.seen not in LIVE:
+            boots = domain.boots if domain else 0
+            cpu = action.cpu or limits.cpu_limit(action.spec)
+            self.domains[action.vm] = FakeDomain(action.vm, name, action.tag, cpu=cpu, boots=boots)
+
+    def _start_paused(self, domain: FakeDomain, action: Action) -> None:
+        if domain.seen not in LIVE:
+            domain.fresh = True
+            domain.devices = tuple(interface.device for interface in action.spec.interfaces)
+            domain.seen, domain.reason = Seen.PAUSED, "user"
+
+    def _apply_cpu(self, domain: FakeDomain, action: Action) -> None:
+        if not self._cpu_caps:
+            raise Fault(FaultKind.REFUSED, "apply-cpu: not supported")
+        domain.cpu = action.cpu or limits.cpu_limit(action.spec)
+
+    def _resume(self, domain: FakeDomain, action: Action) -> None:
+        if domain.seen not in (Seen.PAUSED, Seen.RUNNING):
+            raise Fault(FaultKind.UNKNOWN, "not paused any more")
+        domain.tag = action.tag
+        self._go(domain)
+
+    def _go(self, domain: FakeDomain) -> None:
+        if domain.seen is Seen.PAUSED:
+            domain.seen, domain.reason = Seen.RUNNING, "unpaused"
+            domain.boots += domain.fresh
+            domain.fresh = False
+
+    def _pause(self, domain: FakeDomain, action: Action) -> None:
+        if domain.seen not in (Seen.PAUSED, Seen.RUNNING):
+            raise Fault(FaultKind.UNKNOWN, "not running any more")
+        domain.seen, domain.reason = Seen.PAUSED, "user"
+
+    def _shutdown(self, domain: FakeDomain, action: Action) -> None:
+        if domain.seen is Seen.RUNNING and domain.uuid not in self.deaf:
+            domain.seen, domain.reason = Seen.OFF, "shutdown"
+
+    def _destroy(self, domain: FakeDomain, action: Action) -> None:
+        self.frozen.discard(domain.uuid)
+        if domain.seen in LIVE:
+            domain.seen, domain.reason = Seen.OFF, "destroyed"
+
+    def _discard_saved(self, domain: FakeDomain, action: Action) -> None:
+        if domain.seen is Seen.SAVED:
+            domain.seen = Seen.OFF
+
+    def _undefine(self, domain: FakeDomain, action: Action) -> None:
+        if domain.seen in LIVE:
+            raise Fault(FaultKind.BUSY, "it is active")
+        del self.domains[domain.uuid]
+
+    def _write_tag(self, domain: FakeDomain, action: Action) -> None:
+        domain.tag = action.tag
+
+    def _reboot(self, domain: FakeDomain, action: Action) -> None:
+        """The same QEMU goes on."""
+
+    def _look(self, domain: FakeDomain) -> DomainSeen:
+        live = domain.seen in LIVE
+        cpu = domain.cpu if live and self._cpu_caps else None
+        devices = domain.devices if live else ()
+        at, tag = self._seconds(), domain.tag
+        return DomainSeen(domain.uuid, domain.seen, domain.reason, at, tag, domain.name, cpu, devices, ("vda", "vdb"))
+
+    def _stranger(self, domain: FakeDomain) -> str:
+        if domain.tag is None:
+            return "no-tag"
+        if domain.tag.instance != self._instance:
+            return "other-instance"
+        return "" if domain.tag.spec.vm == domain.uuid else "uuid-mismatch"
+
+    def _becomes(self, vm: str, seen: Seen, reason: str) -> None:
+        self.domains[vm].seen, self.domains[vm].reason = seen, reason
+        self._hint(vm)
+
+    def _hint(self, vm: str) -> None:
+        if self._connected:
+            self._on_hint(vm)
+
+    def _away(self) -> Deferred[Any]:
+        return fail(Fault(FaultKind.AWAY, "libvirt is away"))
+
+
+_EFFECTS: Dict[Do, Callable[[FakeHypervisor, FakeDomain, Action], None]] = {
+    Do.START_PAUSED: FakeHypervisor._start_paused,
+    Do.APPLY_CPU: FakeHypervisor._apply_cpu,
+    Do.RESUME: FakeHypervisor._resume,
+    Do.PAUSE: FakeHypervisor._pause,
+    Do.SHUTDOWN: FakeHypervisor._shutdown,
+    Do.REBOOT: FakeHypervisor._reboot,
+    Do.DESTROY: FakeHypervisor._destroy,
+    Do.DISCARD_SAVED: FakeHypervisor._discard_saved,
+    Do.UNDEFINE: FakeHypervisor._undefine,
+    Do.WRITE_TAG: FakeHypervisor._write_tag,
+}

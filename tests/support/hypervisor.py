@@ -1,0 +1,238 @@
+"""Rigs for the hypervisor's contract: the port under test, a loop, and hands that act behind the agent's back."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Optional, Sequence
+
+import libvirt
+
+from tests.support import building
+from tests.support.fake_hypervisor import FakeHypervisor
+from tests.support.loop import RealLoop
+from vmagent.config import HypervisorSettings
+from vmagent.core import limits
+from vmagent.core.actions import Action, Do
+from vmagent.core.domainxml import NAMESPACE, PREFIX, tag_xml
+from vmagent.core.identity import domain_name
+from vmagent.core.model import CpuLimit, Tag, VmSpec
+from vmagent.hypervisor.adapter import Libvirt
+from vmagent.hypervisor.perform import Paths
+from vmagent.hypervisor.session import event_loop
+
+INSTANCE = "vc"  # not the agent tests' own, so that both may use one libvirtd
+GOLDEN_BYTES = 2**20
+
+
+def settings(uri: str, **kw: Any) -> HypervisorSettings:
+    members: Dict[str, Any] = {
+        "uri": uri, "emulation": "allow", "threads": 4, "stuck_after_s": 3.0, "reconnect_max_s": 1.0,
+    }  # fmt: skip
+    members.update(kw)
+    return HypervisorSettings(**members)
+
+
+class Disks:
+    """Small real images in a folder that QEMU's user can reach."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="vmagent-disks-"))
+        self.folder.chmod(0o755)
+        self.golden = self.folder / "golden.qcow2"
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(self.golden), str(GOLDEN_BYTES)], check=True)
+
+    def paths(self, spec: VmSpec) -> Paths:
+        return Paths(str(self.folder / f"{spec.vm}.qcow2"), str(self.folder / f"{spec.vm}.iso"), str(self.golden))
+
+    def make(self, spec: VmSpec) -> None:
+        paths = self.paths(spec)
+        subprocess.run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", paths.golden, paths.overlay], check=True
+        )
+        Path(paths.seed).write_bytes(bytes(2**19))
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Rig:
+    """One port, started, and everything a contract test needs around it."""
+
+    def __init__(self, port: Any, outside: Any, loop: RealLoop, cpu_caps: bool, disks: Optional[Disks] = None) -> None:
+        self.port = port
+        self.outside = outside
+        self.loop = loop
+        self.cpu_caps = cpu_caps
+        self.disks = disks
+        self.hints: List[Optional[str]] = []
+        self.connections: List[bool] = []
+        self._specs: List[VmSpec] = []
+
+    def start(self) -> None:
+        self.port.start(self.hints.append, self.connections.append)
+        self.loop.until(lambda: self.connections and self.hints, 60, "the port connects")
+
+    def spec(self, **kw: Any) -> VmSpec:
+        """A new VM of 32 MiB without network, capped where that can be done; its disks exist."""
+        members: Dict[str, Any] = {
+            "command": str(uuid.uuid4()), "memory_mib": 32, "interfaces": (),
+            "cpu_cap_core_percent": 50 if self.cpu_caps else None,
+        }  # fmt: skip
+        members.update(kw)
+        spec = building.spec(**members)
+        if self.disks is not None:
+            self.disks.make(spec)
+        self._specs.append(spec)
+        return spec
+
+    def tag(self, spec: VmSpec, **kw: Any) -> Tag:
+        return building.tag(building.record(spec=spec), **{"instance": INSTANCE, **kw})
+
+    def action(self, do: Do, spec: VmSpec, **kw: Any) -> Action:
+        members: Dict[str, Any] = {"tag": self.tag(spec), "cpu": limits.cpu_limit(spec)}
+        members.update(kw)
+        return Action(do, spec, **members)
+
+    def result(self, deferred: Any, seconds: float = 60.0) -> Any:
+        return self.loop.result(deferred, seconds)
+
+    def do(self, do: Do, spec: VmSpec, **kw: Any) -> None:
+        self.result(self.port.perform(self.action(do, spec, **kw)))
+
+    def see(self, spec: VmSpec) -> Any:
+        return self.result(self.port.observe(spec.vm))
+
+    def begin(self, spec: VmSpec, *more: Do) -> None:
+        """Define, start paused, and what follows."""
+        for do in (Do.DEFINE, Do.START_PAUSED, *more):
+            self.do(do, spec)
+
+    def end(self) -> None:
+        self.outside.clean([spec.vm for spec in self._specs])
+        self.result(self.port.stop())
+        if self.disks is not None:
+            self.disks.remove()
+
+
+class Outside:
+    """What an administrator does with virsh.  Has the same methods as the fake."""
+
+    def __init__(self, uri: str, domain_type: str) -> None:
+        event_loop()
+        self.conn = libvirt.open(uri)
+        self._type = domain_type
+        self._made: List[str] = []
+
+    def foreign(self, uuid: str, name: str, tag: Optional[Tag] = None) -> None:
+        domain = self.conn.defineXML(
+            f"<domain type='{self._type}'><name>{name}</name><uuid>{uuid}</uuid><memory unit='MiB'>32</memory>"
+            "<os><type>hvm</type></os></domain>"
+        )
+        self._made.append(uuid)
+        if tag is not None:
+            domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, tag_xml(tag), PREFIX, NAMESPACE, 0)
+
+    def domain(self, vm: str) -> Any:
+        return self.conn.lookupByUUIDString(vm)
+
+    def suspend(self, vm: str) -> None:
+        self.domain(vm).suspend()
+
+    def resume(self, vm: str) -> None:
+        self.domain(vm).resume()
+
+    def destroy(self, vm: str) -> None:
+        self.domain(vm).destroy()
+
+    def save(self, vm: str) -> None:
+        self.domain(vm).managedSave()
+
+    def limit(self, vm: str, cpu: CpuLimit) -> None:
+        parameters = {"vcpu_period": cpu.period_us, "vcpu_quota": cpu.quota_us}
+        self.domain(vm).setSchedulerParametersFlags(parameters, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+    def undefine(self, uuid: str) -> None:
+        self.domain(uuid).undefine()
+
+    def clean(self, vms: Sequence[str]) -> None:
+        """End what this test made: by uuid, nothing else."""
+        for vm in {*vms, *self._made}:
+            try:
+                domain = self.domain(vm)
+                if domain.isActive():
+                    domain.destroy()
+                domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                    raise
+        self.conn.close()
+
+
+class FakeOutside:
+    """The fake itself, with `clean`."""
+
+    def __init__(self, fake: FakeHypervisor) -> None:
+        self.fake = fake
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.fake, name)
+
+    def clean(self, vms: Sequence[str]) -> None:
+        self.fake.domains.clear()
+
+
+def nobody_halted(vms: Sequence[str]) -> FrozenSet[str]:
+    return frozenset()
+
+
+def fake() -> Rig:
+    loop = RealLoop()
+    port = FakeHypervisor(INSTANCE, loop.seconds)
+    return Rig(port, FakeOutside(port), loop, cpu_caps=True)
+
+
+def built_in() -> Rig:
+    loop = RealLoop()
+    port = Libvirt(settings("test:///default"), INSTANCE, no_disks, loop, nobody_halted)
+    return Rig(port, Outside("test:///default", "test"), loop, cpu_caps=False)
+
+
+def no_disks(spec: VmSpec) -> Paths:
+    return Paths(f"/nowhere/{spec.vm}.qcow2", f"/nowhere/{spec.vm}.iso", "/nowhere/golden.qcow2")
+
+
+def qemu(uri: str, halted: Callable[[Sequence[str]], FrozenSet[str]] = nobody_halted, **kw: Any) -> Rig:
+    loop = RealLoop()
+    disks = Disks()
+    port = Libvirt(settings(uri, **kw), INSTANCE, disks.paths, loop, halted)
+    return Rig(port, Outside(uri, "qemu"), loop, cpu_caps=True, disks=disks)
+
+
+def qemu_pid(vm: str, folder: Path = Path("/run/libvirt/qemu")) -> int:
+    return int((folder / f"{domain_name(vm)}.pid").read_text())
+
+
+def halted_by(folder: Path) -> Callable[[Sequence[str]], FrozenSet[str]]:
+    """ports.Processes.halted by libvirt's pid files."""
+
+    def state(vm: str) -> str:
+        try:
+            stat = Path(f"/proc/{qemu_pid(vm, folder)}/stat").read_text()
+        except OSError:
+            return ""
+        return stat.rpartition(")")[2].split()[0]
+
+    return lambda vms: frozenset(vm for vm in vms if state(vm) in ("T", "t", "D"))
+
+
+def one_bridge(name: str) -> Iterator[str]:
+    """A bridge for a test, removed afterwards."""
+    subprocess.run(["ip", "link", "add", name, "type", "bridge"], check=True)
+    try:
+        yield name
+    finally:
+        subprocess.run(["ip", "link", "del", name], check=True)
