@@ -298,7 +298,7 @@ def test_reasons_shared_by_all_members_are_told_once() -> None:
 
 def test_whatever_is_admitted_fits_and_collides_with_nothing() -> None:
     chance = random.Random(500)
-    for _ in range(150):
+    for _ in range(40):
         records: List[VmRecord] = []
         for n in range(8):
             command = start(

@@ -97,7 +97,7 @@ def test_slash_is_what_grids_write() -> None:
 def test_round_trip_of_any_value() -> None:
     chance = random.Random(4514)
     alphabet = 'aZ0 ,+"\\<>;=#/\u00fc\U0001f600\n'
-    for _ in range(5000):
+    for _ in range(1500):
         rdns = dn.canonical(
             tuple(
                 tuple(
@@ -112,7 +112,7 @@ def test_round_trip_of_any_value() -> None:
 
 def test_random_text_is_a_name_or_a_value_error() -> None:
     chance = random.Random(1)
-    for _ in range(20000):
+    for _ in range(5000):
         text = "".join(chance.choice("/CN=,+\\ a2\xff\"#x") for _ in range(chance.randrange(1, 12)))
         try:
             rdns = dn.parse(text)

@@ -202,7 +202,7 @@ def test_an_unknown_verb_is_told_the_known_ones() -> None:
 def test_random_damage_is_a_command_or_problems() -> None:
     chance = random.Random(99)
     junk: Tuple[Any, ...] = (None, True, 0, -1, 2.5, "", "x", "*", "<x/>", [], {}, "2026-11-20T12:00:00Z")
-    for _ in range(3000):
+    for _ in range(600):
         body = payload(schema=chance.choice([f"{name}/1" for name in VERBS]))
         for _ in range(chance.randrange(1, 4)):
             place = body if chance.random() < 0.6 or not isinstance(body["args"], dict) else body["args"]

@@ -236,7 +236,7 @@ def test_no_such_schema(name: str) -> None:
 def test_random_damage_never_escapes_as_anything_but_problems() -> None:
     chance = random.Random(4711)
     junk: Tuple[Any, ...] = (None, True, 0, -1, 2.5, 10**15, "", "x", "<x/>", [], [[]], {}, {"a": {}}, [None], "a\n")
-    for _ in range(3000):
+    for _ in range(600):
         name, value = chance.choice(GOOD)
         damaged = json.loads(json.dumps(value))
         for _ in range(chance.randrange(1, 3)):

@@ -131,12 +131,13 @@ def test_size_is_told_and_comes_first() -> None:
     ],
 )
 def test_hostile_sizes_take_bounded_memory(head: bytes, unit: bytes) -> None:
-    raw = head + unit * (LIMIT // len(unit) - 1)
+    limit = 65536
+    raw = head + unit * (limit // len(unit) - 1)
     tracemalloc.start()
     try:
         with pytest.raises(Problem):
-            loads(raw, LIMIT)
-        assert tracemalloc.get_traced_memory()[1] < 40 * LIMIT
+            loads(raw, limit)
+        assert tracemalloc.get_traced_memory()[1] < 40 * limit
     finally:
         tracemalloc.stop()
 
@@ -144,7 +145,7 @@ def test_hostile_sizes_take_bounded_memory(head: bytes, unit: bytes) -> None:
 def test_random_bytes_are_a_problem_or_a_value() -> None:
     chance = random.Random(20261120)
     alphabet = b'{}[]",:\\u0019eE+-. \tnulltruefalseNaN\xc3\xa9\xff\x00d8'
-    for _ in range(20000):
+    for _ in range(5000):
         raw = bytes(chance.choice(alphabet) for _ in range(chance.randrange(24)))
         try:
             value = loads(raw, 20)
@@ -159,7 +160,7 @@ def test_random_bytes_are_a_problem_or_a_value() -> None:
 def test_damaged_commands_are_a_problem_or_a_value() -> None:
     chance = random.Random(7)
     good = json.dumps({"schema": "vm.start/1", "args": {"cores": 1, "networks": [{"type": "public"}]}}).encode()
-    for _ in range(5000):
+    for _ in range(1000):
         raw = bytearray(good)
         for _ in range(chance.randrange(1, 4)):
             raw[chance.randrange(len(raw))] = chance.randrange(256)

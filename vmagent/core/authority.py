@@ -59,7 +59,12 @@ def authorise(command: Command, policy: Policy, members: Sequence[VmRecord], spe
 
 
 def about(row: Authority, signer: Signer) -> bool:
-    """Whether this row is about this signer; a row that cannot be read is about nobody."""
+    """Whether this row is about this signer; a row that cannot be read is about nobody.
+
+    Who is known by the broker's login alone (`security.commands: broker`) has no certificate: its whole name counts.
+    """
+    if signer.subject.startswith("broker:") and not signer.rdns:
+        return row.signer == signer.subject
     if row.signer.startswith("sha256:"):
         return bool(signer.thumbprint) and row.signer[len("sha256:") :].lower() == signer.thumbprint.lower()
     try:
