@@ -349,6 +349,6 @@ def test_files_that_are_not_named_by_a_vm_are_not_listed(shelf: Shelf) -> None:
     of = spec_on(shelf.raw())
     perform(shelf, Do.MAKE_OVERLAY, of)
     (shelf.settings.overlays / "centos.qcow2").write_bytes(b"")
-    (shelf.settings.overlays / f"{of.vm}.iso").write_bytes(b"")
+    (shelf.settings.overlays / f"{spec_on(of.image, member=1).vm}.iso").write_bytes(b"")
     reactor = HandTurned()
     assert reactor.settle(shelf.images(reactor).leftovers()) == {of.vm: frozenset({"overlay"})}

@@ -55,7 +55,7 @@ def written(files: Mapping[str, str], folder: Path) -> None:
 
 
 def full(temporary: Path) -> Optional[Fault]:
-    """A FULL fault if a small file has no room at `temporary` now: a foreign program's failure has no errno to go by."""
+    """A FULL fault if a small file has no room at `temporary` now: the failure of a program tells no errno."""
     try:
         file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE)
         try:
