@@ -109,6 +109,12 @@ def test_wrongs_are_bounded() -> None:
     assert len(caught.value.problems) == 20
 
 
+def test_a_byte_order_mark_is_called_by_its_name() -> None:
+    with pytest.raises(Problem) as caught:
+        loads(b"\xef\xbb\xbf{}", LIMIT)
+    assert "byte order mark" in caught.value.detail
+
+
 def test_size_is_told_and_comes_first() -> None:
     loads(b"1" + b" " * 9, 10)
     with pytest.raises(Problem) as caught:
