@@ -14,6 +14,7 @@ import os
 import random
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, List
 
@@ -28,11 +29,13 @@ from vmagent.core import walltime
 from vmagent.core.model import Now
 from vmagent.errors import Fault, Problem
 from vmagent.parts import Parts, build
+from vmagent.reconciler import within
 
 log = logging.getLogger("vmagent.daemon")
 reactor: Any = _reactor
 EXIT_FAILED = 1
 DAY_S = 86400.0
+FIRST_LOOK_S = 5.0
 STATE_MODE = 0o711  # QEMU's own user must pass through to its overlay
 
 
@@ -88,7 +91,7 @@ class Daemon:
         await parts.recovery.recall()
         await parts.images.start()
         parts.hypervisor.start(parts.hint, parts.connection)
-        await parts.recovery.resync()
+        await self._first_look()
         await parts.announcer.state()
         await parts.announcer.snapshot()
         parts.channel.link.start()
@@ -101,6 +104,12 @@ class Daemon:
         self._watchdog()
         notify("READY=1\nSTATUS=running")
         log.info("ready")
+
+    async def _first_look(self) -> None:
+        """Attempt one observation; a libvirt that hangs holds nobody up."""
+        with suppress(Fault):
+            await within(reactor, self.parts.connected, FIRST_LOOK_S)
+        await self.parts.recovery.resync()
 
     def _fatal(self, failure: Any) -> None:
         log.critical("cannot start: %s", failure.value, exc_info=(failure.type, failure.value, failure.tb))

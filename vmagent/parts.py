@@ -73,6 +73,7 @@ class Parts:
     local: LocalServer
     trust: TrustStore
     lanes: Mapping[str, Lanes]
+    connected: Deferred[None] = dataclasses.field(default_factory=Deferred)  # libvirt came or went for the first time
 
     def hint(self, vm: Optional[str]) -> None:
         """libvirt's events: look again."""
@@ -85,6 +86,8 @@ class Parts:
 
     def connection(self, up: bool) -> None:
         """libvirt came or went."""
+        if not self.connected.called:
+            self.connected.callback(None)
         if up:
             self.world.degraded.pop("libvirt", None)
         else:

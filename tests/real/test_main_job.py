@@ -79,7 +79,8 @@ def test_pause_resume_reboot_extend_query(agent: Agent, controller: Controller) 
 
 def test_the_cpu_cap_is_in_the_live_domain(agent: Agent, controller: Controller) -> None:
     agent.start()
-    vm = vm_of(controller.send("vm.start", start_args(cpu_cap_core_percent=50)))
+    vm = vm_of(controller.send("vm.start", start_args(flavour=None, cores=1, memory_mib=128, disk_gib=1,
+                                                        cpu_cap_core_percent=50)))
     controller.wait_phase(vm, "running")
     assert "vcpu_quota     : 50000" in virsh("schedinfo", f"vma-{vm}")
     controller.reply(controller.send("vm.kill", {"vms": [vm]}), "done")
