@@ -275,7 +275,8 @@ def test_commits_stored_together_fail_one_by_one(path: Path) -> None:
     with OpenedStore(path) as opened:
         go = held(opened)
         bad = PutSetting("bad", float("nan"))
-        answers = [opened.store.commit(c) for c in ([event(1)], [event(2), bad], [event(3)])]
+        waiting: List[List[Change]] = [[event(1)], [event(2), bad], [event(3)]]
+        answers = [opened.store.commit(changes) for changes in waiting]
         go.set()
         opened.reactor.settle(answers[0])
         with pytest.raises(Fault) as caught:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.support import building as b
 from tests.support.lanes import HandTurned, lane
-from vmagent.core.changes import Change
+from vmagent.core.changes import Change, Epoch
 from vmagent.core.model import Now
 from vmagent.store.store import SqliteStore
 
@@ -20,7 +20,7 @@ class OpenedStore:
         self.lanes = lane(self.reactor)
         self.store = SqliteStore(path, self.lanes, rows, bytes)
         self.stored = self.ask("open", now)
-        self.epoch = self.stored.epoch
+        self.epoch: Epoch = self.stored.epoch
 
     def ask(self, method: str, *args: Any) -> Any:
         return self.reactor.settle(getattr(self.store, method)(*args))

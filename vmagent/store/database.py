@@ -60,13 +60,13 @@ class Database:
         self._marker = Marker(path.with_suffix(".epoch"))
         self._connection: Optional[sqlite3.Connection] = None
         self._life: Optional[epochs.Life] = None
-        self._wall = ""  # the newest time told by a change: when a loss is announced
+        self._now = Now(0.0, "", "")  # as last told: when a loss is announced
 
     # -- opening and closing
 
     def open(self, now: Now) -> Stored:
         self.close()
-        self._wall = now.wall
+        self._now = now
         try:
             stored, aside = self._load_or_replace(now)
             return replace(stored, epoch=self._settle_epoch(now, aside))
@@ -208,8 +208,8 @@ class Database:
         for change in changes:
             todo[type(change)](change)
             if isinstance(change, Publish):
-                self._wall = change.time_wall
-        self._spool.hold_bound(epoch, self._wall)
+                self._now = replace(self._now, wall=change.time_wall)
+        self._spool.hold_bound(epoch, self._now)
 
     def delivered(self, rows: Sequence[int]) -> None:
         self._counted(lambda: self._spool.delivered(rows))

@@ -6,12 +6,11 @@ Rules
 2. After a commit the outbox holds about `rows` rows and `bytes` bytes at most.  Past that, oldest first and down to
    9/10 of the bound, it drops: telemetry; capacity; states that a newer one of the same subject supersedes; other
    events; usage.  Replies go only past twice the bound.
-3. Nothing is dropped silently.  What is lost of one (epoch, stream) is announced on that stream by
-   org.vmagent.stream.gap (at most RANGES ranges each):
-   {"stream", "epoch", "from", "to", "count", "ranges", "why": "spool-full"}; `count` messages within from..to are lost,
-   exactly those of `ranges` ([[from, to], ...]).  Replies have no sequence: theirs is told on `events`, from = to = 0.
-4. Announcements are not dropped, but when their stream loses more, the new one takes the place of those still waiting:
-   it tells their ranges, and their own sequence numbers, too.  So they never pile up, and may tell a loss twice.
+3. Nothing is dropped silently.  Each contiguous range that is lost of a stream is announced on it by stream.gap.
+   Replies have no sequence: their loss is a security.alert `replies-lost` with the count.  Rows of a former epoch are
+   only logged: the end of a lost or restored epoch is never provably complete.
+4. Announcements are not dropped, but when their stream loses more, the new ones take the place of those still waiting:
+   they tell the same ranges, and the replaced ones' own sequence numbers, too.  So they grow instead of piling up.
 """
 
 from __future__ import annotations
@@ -22,13 +21,14 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple
 
+from vmagent.core import events
 from vmagent.core.changes import Epoch, OutboxRow, Publish, SendReply
 from vmagent.core.codec import canonical
+from vmagent.core.model import Now
 
 log = logging.getLogger("vmagent.store")
-GAP = "org.vmagent.stream.gap"
-WHOLE_STATES = ("org.vmagent.vm.state", "org.vmagent.host.state", "org.vmagent.host.snapshot")
-RANGES = 200  # in one announcement
+GAP, ALERT = (events.PREFIX + name for name in ("stream.gap", "security.alert"))
+WHOLE_STATES = tuple(events.PREFIX + name for name in ("vm.state", "host.state", "host.snapshot"))
 OVERHEAD_BYTES = 200  # a row's own cost beside its texts: columns, indexes
 
 _SUPERSEDED = (
@@ -38,8 +38,8 @@ _SUPERSEDED = (
 _ORDER = ("stream = 'telemetry'", "stream = 'capacity'", _SUPERSEDED, "stream = 'events'", "stream = 'usage'")
 _REPLIES = "stream = 'replies'"
 
-Ranges = List[Tuple[int, int]]
-Lost = Dict[Tuple[str, str], Ranges]  # (epoch, stream) -> sequences; replies have none: one (0, 0) each
+Range = Tuple[int, int]  # first and last sequence
+Lost = Dict[Tuple[str, str], List[int]]  # (epoch, stream) -> sequences
 
 
 @dataclass
@@ -113,20 +113,49 @@ class Spool:
         found = self._connection.execute("SELECT stream, last FROM sequences WHERE epoch = ?", (epoch.id,))
         return dict(found.fetchall())
 
-    def hold_bound(self, epoch: Epoch, wall: str) -> None:
-        """Rules 2 to 4.  wall: the announcement's time."""
-        if not self._over(1.0):
-            return
-        lost: Lost = {}
-        for which in _ORDER:
-            self._sweep(which, 0.9, lost)
+    def hold_bound(self, epoch: Epoch, now: Now) -> None:
+        """Rules 2 to 4.  now: the announcements' time."""
+        while self._over(1.0):
+            lost: Lost = {}
+            for which in _ORDER:
+                self._sweep(which, 0.9, lost)
+            if not lost:
+                break
+            self._announce(epoch, lost, now)
         if self._over(2.0):
-            self._sweep(_REPLIES, 1.8, lost)
-        while self._absorb_announcements(lost):
-            pass
-        for message in _announcements(lost, wall):
-            log.error("spool full: messages of stream %(stream)s are lost, %(from)d to %(to)d", message.data)
-            self.publish(epoch, message)
+            self._drop_replies(epoch, now)
+
+    def _announce(self, epoch: Epoch, lost: Lost, now: Now) -> None:
+        for (life, stream), sequences in lost.items():
+            log.error("spool full: %d messages of stream %s dropped", len(sequences), stream)
+            if life != epoch.id:
+                continue
+            for first, last in merged([*((n, n) for n in sequences), *self._taken_back(epoch, stream)]):
+                data = events.stream_gap(stream, first, last, "spool full", now)
+                self.publish(epoch, Publish(stream, GAP, "host", now.wall, data))
+
+    def _taken_back(self, epoch: Epoch, stream: str) -> Iterator[Range]:
+        """Remove what is announced on this stream and still waits: its ranges, and those it was itself."""
+        found = self._connection.execute(
+            "SELECT row, bytes, sequence, data FROM outbox WHERE type = ? AND stream = ? AND epoch = ?",
+            (GAP, stream, epoch.id),
+        )
+        for row, size, sequence, text in found.fetchall():
+            self._remove(row, size)
+            data = json.loads(text)
+            yield data["first"], data["last"]
+            yield sequence, sequence
+
+    def _drop_replies(self, epoch: Epoch, now: Now) -> None:
+        lost: Lost = {}
+        self._sweep(_REPLIES, 1.8, lost)
+        count = sum(len(rows) for rows in lost.values())
+        if count == 0:
+            return
+        detail = f"{count} replies could not be delivered and were dropped: the spool is full"
+        log.error("%s", detail)
+        data = events.security_alert(kind="replies-lost", detail=detail, now=now, count=count)
+        self.publish(epoch, Publish("events", ALERT, "host", now.wall, data))
 
     def _over(self, factor: float) -> bool:
         return self.totals.rows > factor * self._rows or self.totals.bytes > factor * self._bytes
@@ -145,57 +174,15 @@ class Spool:
                 if not self._over(down_to):
                     return
                 self._remove(row, size)
-                lost.setdefault((epoch, stream), []).append((sequence, sequence))
-
-    def _absorb_announcements(self, lost: Lost) -> bool:
-        """Rule 4: take back what was announced about streams that lost more; False when there was nothing."""
-        found = self._connection.execute(
-            "SELECT row, bytes, epoch, stream, sequence, data FROM outbox WHERE type = ?", (GAP,)
-        ).fetchall()
-        absorbed = False
-        for row, size, epoch, stream, sequence, text in found:
-            data = json.loads(text)
-            about = (data["epoch"], data["stream"])
-            if about not in lost:
-                continue
-            self._remove(row, size)
-            ranges = [(low, high) for low, high in data["ranges"]]
-            lost[about] += ranges * data["count"] if data["stream"] == "replies" else ranges
-            lost.setdefault((epoch, stream), []).append((sequence, sequence))
-            absorbed = True
-        return absorbed
+                lost.setdefault((epoch, stream), []).append(sequence)
 
 
-def merged(ranges: Iterable[Tuple[int, int]]) -> Ranges:
+def merged(ranges: Iterable[Range]) -> List[Range]:
     """The same numbers in as few ranges as possible, ascending."""
-    out: Ranges = []
+    out: List[Range] = []
     for low, high in sorted(ranges):
         if out and low <= out[-1][1] + 1:
             out[-1] = (out[-1][0], max(out[-1][1], high))
         else:
             out.append((low, high))
     return out
-
-
-def _announcements(lost: Lost, wall: str) -> Iterator[Publish]:
-    for (epoch, stream), ranges in lost.items():
-        if stream == "replies":
-            yield _gap("events", stream, epoch, [(0, 0)], len(ranges), wall)
-            continue
-        whole = merged(ranges)
-        for start in range(0, len(whole), RANGES):
-            part = whole[start : start + RANGES]
-            yield _gap(stream, stream, epoch, part, sum(high - low + 1 for low, high in part), wall)
-
-
-def _gap(on: str, stream: str, epoch: str, ranges: Ranges, count: int, wall: str) -> Publish:
-    data = {
-        "stream": stream,
-        "epoch": epoch,
-        "from": ranges[0][0],
-        "to": ranges[-1][1],
-        "count": count,
-        "ranges": [list(r) for r in ranges],
-        "why": "spool-full",
-    }
-    return Publish(on, GAP, "host", wall, data)
