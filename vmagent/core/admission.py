@@ -35,6 +35,7 @@ class HostRoom:
     disk_free_gib: int  # free now where overlays live, rounded down
     drained: bool
     emulated_ok: bool  # guests can run: there is hardware virtualisation, or the site allows emulation
+    cpu_caps: bool = True  # False = this host's driver cannot limit a guest's CPU
     disk_written_gib: int = 0  # what overlays of open wishes already take, rounded down; 0 = not known
 
 
@@ -63,7 +64,7 @@ def admit(command: Command, policy: Policy, records: Sequence[VmRecord], room: H
 
     Problems when nothing (or, `atomic`, not all) can be taken, all at once: `drained`, `no-virtualisation`,
     `owner-needed`, `unknown-flavour`, `unknown-network`, `unknown-image`, `over-limit`, `disk-too-small`, `address`,
-    `mac`, `address-in-use`, `id-in-use`, `no-capacity`.
+    `mac`, `address-in-use`, `id-in-use`, `no-capacity`, `not-supported-here`.
     """
     problems = _host_problems(policy, room) + _name_problems(command, policy)
     what: Optional[Asked] = None
@@ -78,7 +79,7 @@ def admit(command: Command, policy: Policy, records: Sequence[VmRecord], room: H
         problems.append(problem)
     left = _left(policy, records, room)
     if what is not None:
-        problems += _size_problems(command, policy, what)
+        problems += _size_problems(command, policy, what) + _driver_problems(room, what)
         at_once = what.count if command.args.get("atomic") else 1
         problems += _lacking(what, at_once, left, room)
     if problems or what is None or owner is None:
@@ -104,6 +105,13 @@ def _host_problems(policy: Policy, room: HostRoom) -> List[Problem]:
         detail = f"{policy.host} has no hardware virtualisation, and the site forbids emulation"
         problems.append(Problem("no-virtualisation", detail))
     return problems
+
+
+def _driver_problems(room: HostRoom, what: Asked) -> List[Problem]:
+    if room.cpu_caps or what.cpu_cap_core_percent is None:
+        return []
+    detail = "this host's hypervisor driver cannot limit a guest's CPU: ask for none, or for another host"
+    return [Problem("not-supported-here", detail, path=what.path("cpu_cap_core_percent"))]
 
 
 def _name_problems(command: Command, policy: Policy) -> List[Problem]:
