@@ -99,6 +99,7 @@ class Private:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.uri = f"qemu:///system?socket={folder}/libvirt-sock"
+        self.qemu = folder / "run-libvirt" / "qemu"  # pid files
         self.process: Optional[subprocess.Popen[bytes]] = None
         (folder / "libvirtd.conf").write_text(
             f'unix_sock_dir = "{folder}"\nauth_unix_rw = "none"\nauth_unix_ro = "none"\n'
