@@ -168,10 +168,11 @@ def test_what_was_never_seen_has_no_time() -> None:
 
 
 def test_time_alone_is_no_news() -> None:
-    def digest(at: float, **kw: Any) -> str:
-        return events.state_digest(state(observed=b.observed(at=at, **kw), at=at + 3.0))
+    def digest(at: float, age_s: float = 3.0, **kw: Any) -> str:
+        return events.state_digest(state(observed=b.observed(at=at, **kw), at=at + age_s))
 
     assert digest(1000.0) == digest(2222.25)
+    assert digest(1000.0) == digest(1000.0, age_s=61.5)
     assert digest(1000.0) != digest(1000.0, reason="ioerror")
 
 

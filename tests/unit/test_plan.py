@@ -140,7 +140,7 @@ def test_desired_paused_comes_to_rest_paused_and_never_ran() -> None:
 
 
 def test_a_commanded_pause_is_journaled_and_its_resume_watches_anew() -> None:
-    paused = planned(ran(desired=Desired.PAUSED), b.observed())
+    paused = planned(ran(desired=Desired.PAUSED, journal=b.ran(ready_at=1001.0)), b.observed())
     assert did(paused) is Do.PAUSE
     assert paused.record.journal.paused_by == "command"
     wanted = dataclasses.replace(paused.record, desired=Desired.RUN)
@@ -283,6 +283,20 @@ def test_a_crash_is_remembered_past_the_destroy() -> None:
     outcome = planned(ran(), b.observed(Seen.CRASHED))
     assert did(outcome) is Do.DESTROY
     assert planned(outcome.record, b.observed(Seen.OFF, reason="destroyed")).record.outcome is Outcome.CRASHED
+
+
+def test_the_first_cause_stays() -> None:
+    crashed = planned(ran(), b.observed(Seen.CRASHED)).record
+    late = planned(crashed, b.observed(Seen.CRASHED), b.now(1e6)).record
+    assert late.desired is Desired.STOP
+    assert planned(late, b.observed(Seen.OFF, reason="destroyed")).record.outcome is Outcome.CRASHED
+
+
+def test_a_record_of_a_restored_store_is_never_started_and_not_called_a_reboot() -> None:
+    record = b.record(journal={"may_have_run": True})
+    assert planned(record, b.observed()).record.desired is Desired.RUN
+    off = planned(record, b.observed(Seen.OFF, leftovers=READY_TO_START)).record
+    assert (off.outcome, off.reasons[-1].why) == (Outcome.LOST, "it ran and is gone; nobody saw how")
 
 
 def ended(**kw: Any) -> VmRecord:

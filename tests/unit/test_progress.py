@@ -157,7 +157,7 @@ def named(*members: Member) -> Mapping[str, Member]:
 
 
 def test_one_that_failed_rolls_back_the_others_even_the_ready_ones() -> None:
-    members = named(over(0), member(Phase.READY, 1, journal=READY), member(Phase.STARTING, 2))
+    members = named(over(0), member(Phase.READY, 1, journal=READY), member(Phase.READY, 2, journal=READY))
     assert progress.rollbacks(ATOMIC, members) == IDS[1:]
     assert progress.verdict(ATOMIC, members, b.now()) is None
 

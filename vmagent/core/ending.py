@@ -88,11 +88,11 @@ def begun(record: VmRecord, now: Now) -> VmRecord:
     return journaled(record, may_have_run=True, started_at=now.at, started_boot=now.boot_id, started_wall=now.wall)
 
 
-def begin_stop(record: VmRecord, cause: str, at: float, grace_s: int, now: Now, why: str) -> VmRecord:
-    """We end it ourselves: the ladder began at boot time `at`.  A cause that is known already stays."""
+def begin_stop(record: VmRecord, cause: str, grace_s: int, now: Now, why: str) -> VmRecord:
+    """We end it ourselves: the stop ladder begins now.  A cause that is known already stays."""
     record = dataclasses.replace(record, desired=Desired.STOP)
     cause = record.journal.end_cause or cause
-    record = journaled(record, end_cause=cause, stop_at=at, stop_boot=now.boot_id, grace_s=grace_s, shutdowns=0)
+    record = journaled(record, end_cause=cause, stop_at=now.at, stop_boot=now.boot_id, grace_s=grace_s, shutdowns=0)
     return because(record, "lease" if cause == "lease" else "agent", why, now)
 
 

@@ -31,7 +31,7 @@ from vmagent.core.transitions import Facts, Step, step
 __all__ = ["Note", "Plan", "gave_up", "plan", "rolled_back", "tag_of"]
 
 LIVE = (Seen.RUNNING, Seen.PAUSED, Seen.STOPPING, Seen.STUCK)
-RESUMABLE = ("", "unknown", "user", "starting-up", "starting", "booted", "unpaused")
+RESUMABLE = ("", "unknown", "user")
 """libvirt's reasons of a pause that can be ours; all others (ioerror, snapshot, save, dump...) are somebody else's."""
 BROKEN = ("ioerror", "crashed")
 
@@ -125,13 +125,11 @@ def _time_passed(record: VmRecord, observed: Observed, now: Now, policy: Policy)
 def _over(record: VmRecord, observed: Observed, now: Now, policy: Policy) -> VmRecord:
     """Ended by us, if its time is over."""
     if rebooted(record, now) and observed.domain.seen in LIVE:
-        return begin_stop(record, "reboot", now.at, 0, now, "host reboot: its lease cannot be counted any more")
+        return begin_stop(record, "reboot", 0, now, "host reboot: its lease cannot be counted any more")
     if lease.too_late_to_start(record, now):
-        return begin_stop(record, "start", now.at, 0, now, f"not started within {record.spec.start_by_s} s")
+        return begin_stop(record, "start", 0, now, f"not started within {record.spec.start_by_s} s")
     if lease.expiring(record, now, policy):
-        grace = lease.grace_s(record, policy)
-        end = lease.ends_at(record) or now.at
-        return begin_stop(record, "lease", end - grace, grace, now, f"lease of {record.lifetime_s} s ends")
+        return begin_stop(record, "lease", lease.grace_s(record, policy), now, f"lease of {record.lifetime_s} s ends")
     return record
 
 
