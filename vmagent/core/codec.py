@@ -6,6 +6,7 @@ text can always be read (new members get defaults, never a new meaning).  Errors
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import hashlib
 import json
@@ -25,14 +26,18 @@ from vmagent.core.model import (
     VmSpec,
 )
 
+_SCALARS = frozenset((str, int, float, bool, type(None)))
+
 
 def plain(value: Any) -> Any:
     """A frozen value as JSON-able builtins."""
+    if type(value) in _SCALARS:  # nine of ten values: every commit of the store comes through here
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Enum):
         return value.value
-    if isinstance(value, Mapping):
+    if isinstance(value, collections.abc.Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
