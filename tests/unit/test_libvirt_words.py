@@ -1,0 +1,125 @@
+"""libvirt's numbers as our words: states, errors, limits."""
+
+from __future__ import annotations
+
+import errno
+
+import libvirt
+import pytest
+
+from tests.support import building
+from vmagent.core.drivers import PROFILES
+from vmagent.core.model import CpuLimit, Seen
+from vmagent.errors import FaultKind
+from vmagent.hypervisor.faults import kind
+from vmagent.hypervisor.observe import CERTAIN_ENDS, SETTLING, Eyes, loosest, seen_of
+
+LV = libvirt
+
+
+@pytest.mark.parametrize(
+    "state,reason,seen,word",
+    [
+        (LV.VIR_DOMAIN_RUNNING, LV.VIR_DOMAIN_RUNNING_BOOTED, Seen.RUNNING, "booted"),
+        (LV.VIR_DOMAIN_RUNNING, LV.VIR_DOMAIN_RUNNING_UNPAUSED, Seen.RUNNING, "unpaused"),
+        (LV.VIR_DOMAIN_BLOCKED, 0, Seen.RUNNING, "unknown"),
+        (LV.VIR_DOMAIN_PAUSED, LV.VIR_DOMAIN_PAUSED_USER, Seen.PAUSED, "user"),
+        (LV.VIR_DOMAIN_PAUSED, LV.VIR_DOMAIN_PAUSED_IOERROR, Seen.PAUSED, "ioerror"),
+        (LV.VIR_DOMAIN_PAUSED, LV.VIR_DOMAIN_PAUSED_WATCHDOG, Seen.PAUSED, "watchdog"),
+        (LV.VIR_DOMAIN_PAUSED, LV.VIR_DOMAIN_PAUSED_SNAPSHOT, Seen.PAUSED, "snapshot"),
+        (LV.VIR_DOMAIN_PAUSED, LV.VIR_DOMAIN_PAUSED_SHUTTING_DOWN, Seen.STOPPING, "shutting-down"),
+        (LV.VIR_DOMAIN_PAUSED, LV.VIR_DOMAIN_PAUSED_CRASHED, Seen.CRASHED, "crashed"),
+        (LV.VIR_DOMAIN_PAUSED, LV.VIR_DOMAIN_PAUSED_STARTING_UP, Seen.UNKNOWN, "starting-up"),
+        (LV.VIR_DOMAIN_SHUTDOWN, 0, Seen.STOPPING, "unknown"),
+        (LV.VIR_DOMAIN_SHUTOFF, LV.VIR_DOMAIN_SHUTOFF_SHUTDOWN, Seen.OFF, "shutdown"),
+        (LV.VIR_DOMAIN_SHUTOFF, LV.VIR_DOMAIN_SHUTOFF_DESTROYED, Seen.OFF, "destroyed"),
+        (LV.VIR_DOMAIN_SHUTOFF, LV.VIR_DOMAIN_SHUTOFF_CRASHED, Seen.OFF, "crashed"),
+        (LV.VIR_DOMAIN_SHUTOFF, LV.VIR_DOMAIN_SHUTOFF_SAVED, Seen.OFF, "saved"),
+        (LV.VIR_DOMAIN_SHUTOFF, LV.VIR_DOMAIN_SHUTOFF_FAILED, Seen.OFF, "failed"),
+        (LV.VIR_DOMAIN_SHUTOFF, LV.VIR_DOMAIN_SHUTOFF_FROM_SNAPSHOT, Seen.OFF, "from-snapshot"),
+        (LV.VIR_DOMAIN_CRASHED, LV.VIR_DOMAIN_CRASHED_PANICKED, Seen.CRASHED, "panicked"),
+        (LV.VIR_DOMAIN_PMSUSPENDED, 0, Seen.PAUSED, "pmsuspended"),
+        (LV.VIR_DOMAIN_NOSTATE, 0, Seen.UNKNOWN, "unknown"),
+        (99, 99, Seen.UNKNOWN, "unknown"),
+        (LV.VIR_DOMAIN_RUNNING, 99, Seen.RUNNING, "unknown"),
+    ],
+)
+def test_states(state, reason, seen, word):
+    assert seen_of(state, reason) == (seen, word)
+
+
+@pytest.mark.parametrize(
+    "origin,code,number,means",
+    [
+        (LV.VIR_FROM_QEMU, LV.VIR_ERR_NO_DOMAIN, -1, FaultKind.GONE),
+        (LV.VIR_FROM_QEMU, LV.VIR_ERR_OPERATION_TIMEOUT, -1, FaultKind.BUSY),
+        (LV.VIR_FROM_QEMU, LV.VIR_ERR_OPERATION_INVALID, -1, FaultKind.UNKNOWN),
+        (LV.VIR_FROM_QEMU, LV.VIR_ERR_INTERNAL_ERROR, -1, FaultKind.UNKNOWN),
+        (LV.VIR_FROM_RPC, LV.VIR_ERR_INTERNAL_ERROR, -1, FaultKind.AWAY),
+        (LV.VIR_FROM_RPC, LV.VIR_ERR_SYSTEM_ERROR, errno.EPIPE, FaultKind.AWAY),
+        (LV.VIR_FROM_RPC, LV.VIR_ERR_SYSTEM_ERROR, errno.ENOSPC, FaultKind.AWAY),
+        (LV.VIR_FROM_REMOTE, LV.VIR_ERR_RPC, -1, FaultKind.AWAY),
+        (LV.VIR_FROM_NONE, LV.VIR_ERR_INVALID_CONN, -1, FaultKind.AWAY),
+        (LV.VIR_FROM_QEMU, LV.VIR_ERR_SYSTEM_ERROR, errno.ENOSPC, FaultKind.FULL),
+        (LV.VIR_FROM_QEMU, LV.VIR_ERR_SYSTEM_ERROR, errno.EACCES, FaultKind.UNKNOWN),
+        (LV.VIR_FROM_TEST, LV.VIR_ERR_NO_SUPPORT, -1, FaultKind.REFUSED),
+        (LV.VIR_FROM_QEMU, LV.VIR_ERR_CONFIG_UNSUPPORTED, -1, FaultKind.REFUSED),
+        (LV.VIR_FROM_DOMAIN, LV.VIR_ERR_XML_ERROR, -1, FaultKind.REFUSED),
+        (0, 123456, -1, FaultKind.UNKNOWN),
+    ],
+)
+def test_errors_by_number(origin, code, number, means):
+    assert kind(origin, code, number) is means
+
+
+def parameters(vcpu=-1, emulator=-1, period=100_000):
+    return {
+        "vcpu_period": period, "vcpu_quota": vcpu, "emulator_period": period, "emulator_quota": emulator,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "given,limit",
+    [
+        (parameters(), CpuLimit(100_000, -1)),
+        (parameters(0, 0), CpuLimit(100_000, -1)),
+        (parameters(18_446_744_073_709_551, 18_446_744_073_709_551), CpuLimit(100_000, -1)),
+        (parameters(50_000, 50_000), CpuLimit(100_000, 50_000)),
+        (parameters(1_000, 20_000), CpuLimit(100_000, 1_000)),
+        (parameters(50_000, 10_000), CpuLimit(100_000, 50_000)),
+        (parameters(50_000, 80_000), CpuLimit(100_000, 80_000)),
+        (parameters(50_000, -1), CpuLimit(100_000, -1)),
+        (parameters(-1, 50_000), CpuLimit(100_000, -1)),
+        ({}, CpuLimit(100_000, -1)),
+    ],
+)
+def test_the_loosest_limit_is_what_holds(given, limit):
+    assert loosest(given) == limit
+
+
+def eyes(name="xen-hvm"):
+    return Eyes(PROFILES[name], building.INSTANCE, lambda: 0.0)
+
+
+def test_an_end_on_xen_may_still_be_a_reboot():
+    looking, vm = eyes(), building.spec().vm
+    settles = PROFILES["xen-hvm"].off_settles_s
+    assert looking._settled(vm, Seen.RUNNING, "booted", 100.0) == (Seen.RUNNING, "booted")
+    assert looking._settled(vm, Seen.OFF, "shutdown", 101.0) == (Seen.STOPPING, SETTLING)
+    assert looking._settled(vm, Seen.OFF, "shutdown", 99.9 + settles) == (Seen.STOPPING, SETTLING)
+    assert looking._settled(vm, Seen.OFF, "shutdown", 100.0 + settles) == (Seen.OFF, "shutdown")
+
+
+@pytest.mark.parametrize("reason", CERTAIN_ENDS)
+def test_a_certain_end_does_not_wait(reason):
+    looking, vm = eyes(), building.spec().vm
+    looking._settled(vm, Seen.RUNNING, "booted", 100.0)
+    assert looking._settled(vm, Seen.OFF, reason, 101.0) == (Seen.OFF, reason)
+
+
+def test_what_was_never_alive_is_off_at_once_and_elsewhere_too():
+    vm = building.spec().vm
+    assert eyes()._settled(vm, Seen.OFF, "unknown", 100.0) == (Seen.OFF, "unknown")
+    kvm = eyes("kvm")
+    kvm._settled(vm, Seen.RUNNING, "booted", 100.0)
+    assert kvm._settled(vm, Seen.OFF, "shutdown", 100.1) == (Seen.OFF, "shutdown")
