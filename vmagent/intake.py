@@ -211,7 +211,7 @@ class Intake:
             accepted_at=now.at, accepted_boot=now.boot_id, accepted_wall=now.wall,
             journal=Journal(grace_s=self.policy.grace_s),
             reasons=(Reason(command.signer.subject, command.reason or command.verb, now.wall),),
-            last_command_wall=command.issued_wall, last_command_signer=command.signer.subject,
+            last_commands=((command.signer.subject, command.issued_wall),),
         )
 
     def _on_vms(self, command: Command, now: Now) -> Tuple[List[Change], CommandRow, Sequence[str]]:

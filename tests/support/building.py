@@ -95,8 +95,7 @@ def record(**kw: Any) -> VmRecord:
         "accepted_boot": BOOT,
         "accepted_wall": WALL,
         "since_wall": WALL,
-        "last_command_wall": WALL,
-        "last_command_signer": SIGNER,
+        "last_commands": ((SIGNER, WALL),),
     }
     members.update(kw)
     if isinstance(members["spec"], Mapping):

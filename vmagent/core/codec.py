@@ -91,4 +91,5 @@ def record_from_json(raw: Mapping[str, Any]) -> VmRecord:
     members["outcome"] = _outcome(raw.get("outcome"))
     members["reasons"] = tuple(Reason(**r) for r in raw.get("reasons", ()))
     members["timings_ms"] = tuple((str(name), int(ms)) for name, ms in raw.get("timings_ms", ()))
+    members["last_commands"] = tuple((str(who), str(when)) for who, when in raw.get("last_commands", ()))
     return VmRecord(**members)

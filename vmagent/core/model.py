@@ -175,8 +175,7 @@ class VmRecord:
     closed: bool = False  # ended, and nothing is left on the host
     reasons: Tuple[Reason, ...] = ()
     timings_ms: Tuple[Tuple[str, int], ...] = ()  # (received|accepted|defined|proven|resumed|ready, ms since received)
-    last_command_wall: str = ""  # issued_at of the last command applied
-    last_command_signer: str = ""
+    last_commands: Tuple[Tuple[str, str], ...] = ()  # (signer, issued_at of its last command applied)
     published: str = ""  # digest of the last vm.state data published
     since_wall: str = ""  # when the phase last changed
     phase: str = ""  # the phase last *published*; for `since` only, never decided on

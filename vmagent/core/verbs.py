@@ -91,24 +91,23 @@ def apply(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmRec
     return dataclasses.replace(
         record,
         reasons=(*record.reasons, reason)[-REASONS_KEPT:],
-        last_command_wall=command.issued_wall,
-        last_command_signer=command.signer.subject,
+        last_commands=tuple(sorted({**dict(record.last_commands), command.signer.subject: command.issued_wall}.items())),
     )
 
 
 def _in_order(command: Command, record: VmRecord) -> None:
-    if record.outcome is not None:
+    gives_up_disk = command.verb == "vm.kill" and record.desired is Desired.STOP
+    if record.outcome is not None and not gives_up_disk:
         raise _refused(record, "ended", f"it has ended: {record.outcome.value}")
     if command.if_generation is not None:
         if command.if_generation != record.generation:
             detail = f"its generation is {record.generation}, not {command.if_generation}"
             raise _refused(record, "generation", detail, path="if_generation", current=record.generation)
         return
-    if command.signer.subject != record.last_command_signer or not record.last_command_wall:
-        return
-    if walltime.seconds(command.issued_wall) < walltime.seconds(record.last_command_wall):
-        detail = f"a command of {record.last_command_wall} by the same signer was applied already"
-        raise _refused(record, "superseded", detail, path="issued_at", last=record.last_command_wall)
+    last = dict(record.last_commands).get(command.signer.subject)
+    if last is not None and walltime.seconds(command.issued_wall) < walltime.seconds(last):
+        detail = f"a command of {last} by the same signer was applied already"
+        raise _refused(record, "superseded", detail, path="issued_at", last=last)
 
 
 def _refused(record: VmRecord, type: str, detail: str, **fields: Any) -> Problem:
@@ -130,8 +129,10 @@ def _stop(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmRec
 
 
 def _kill(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmRecord:
-    # A disk that is to be kept outlives a kill too: then it is a stop without grace.
-    keeps = record.spec.keep_s > 0 and record.journal.may_have_run and record.desired is not Desired.ABSENT
+    # A disk that is to be kept outlives a kill too: then it is a stop without grace.  A second kill, after the end,
+    # gives the disk up.
+    lives = record.outcome is None and record.desired is not Desired.ABSENT
+    keeps = record.spec.keep_s > 0 and record.journal.may_have_run and lives
     record = dataclasses.replace(record, desired=Desired.STOP if keeps else Desired.ABSENT)
     return journaled(record, end_cause=record.journal.end_cause or "command", grace_s=0)
 
