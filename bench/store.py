@@ -30,9 +30,9 @@ ROUNDS = 5  # the contenders take turns, so that a busy machine hurts all alike
 
 
 def changes(number: int) -> Tuple[Change, ...]:
-    record = b.record(spec={"member": number % 1000})
+    record = b.record(spec={"member": number})
     command = CommandRow(
-        f"command-{number % 1000}", "d" * 64, "vm.start/1", b.SIGNER, "broker", b.WALL, b.WALL, "", (record.vm,),
+        f"command-{number}", "d" * 64, "vm.start/1", b.SIGNER, "broker", b.WALL, b.WALL, "", (record.vm,),
         "accepted", {"status": "accepted"}, b.WALL, {"cores": 1},
     )  # fmt: skip
     data = {"phase": "pending", "spec": "s" * 800}
@@ -72,9 +72,12 @@ class Stored:
         self._lanes = lane(self._reactor)
         self._store = SqliteStore(directory / f"store-{together}.db", self._lanes, 10**7, 10**11)
         self._reactor.settle(self._store.open(b.now()))
+        self._changes = [changes(n) for n in range(1000)]
 
     def commit(self, number: int) -> int:
-        answers: List[Deferred[None]] = [self._store.commit(changes(number + n)) for n in range(self._together)]
+        answers: List[Deferred[None]] = [
+            self._store.commit(self._changes[(number + n) % 1000]) for n in range(self._together)
+        ]
         for answer in answers:
             self._reactor.settle(answer)
         return self._together
@@ -95,7 +98,7 @@ def rate(contender: Union[Bare, Stored], seconds: float) -> float:
 def main(seconds: float, place: str) -> None:
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory(dir=place or None) as name:
-        contenders = [Bare(Path(name)), Stored(Path(name), 1), Stored(Path(name), 64)]
+        contenders: List[Union[Bare, Stored]] = [Bare(Path(name)), Stored(Path(name), 1), Stored(Path(name), 64)]
         rounds = [[rate(contender, seconds / ROUNDS) for contender in contenders] for _ in range(ROUNDS)]
         base = statistics.median(one[0] for one in rounds)
         for number, contender in enumerate(contenders):
