@@ -40,7 +40,7 @@ def came_back(closed: VmRecord, now: Now) -> VmRecord:
 def caught_up(record: VmRecord, tag: Tag) -> Optional[VmRecord]:
     """An older record beside a newer tag: what the tag knows more is taken over.  None = nothing is new."""
     journal = record.journal
-    if tag.may_have_run and not journal.may_have_run:
+    if tag.may_have_run and journal.started_at is None:
         journal = dataclasses.replace(
             journal, may_have_run=True, started_at=tag.started_at, started_boot=tag.boot_id,
             started_wall=tag.started_wall, attempt_boot=journal.attempt_boot or tag.boot_id,

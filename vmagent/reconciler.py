@@ -7,6 +7,7 @@ Start-up is recovery: the first resync marks everything dirty, and that is all t
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import Any, Dict, Mapping, Optional, Protocol, Set, Tuple
 
@@ -61,6 +62,7 @@ class Reconciler:
         self._dirty: Set[str] = set()
         self._busy: Dict[str, float] = {}  # VM id -> boot time at which its step began
         self._failures: Dict[str, int] = {}
+        self._acted: Dict[str, Tuple[Action, Observed]] = {}
         self._wake: Dict[str, Any] = {}  # VM id -> pending delayed call
         self._turning = False
         self._stopped = False
@@ -131,11 +133,12 @@ class Reconciler:
             return
         action = planned.action
         if action is not None and (committed or action.safe):
-            await self._act(action)
+            await self._act(action, self._in_vain(action, observed))
         elif not committed:
             self._later(record.vm, self._backoff(record.vm))
         else:
             self._failures.pop(record.vm, None)
+            self._acted.pop(record.vm, None)
             self._sleep(planned, observed)
 
     async def _adopt(self, record: VmRecord, observed: Observed) -> Tuple[Optional[planning.Plan], bool]:
@@ -168,7 +171,14 @@ class Reconciler:
 
     # -- effects
 
-    async def _act(self, action: Action) -> None:
+    def _in_vain(self, action: Action, observed: Observed) -> bool:
+        """Whether this very action was performed on this very observation before, and changed nothing."""
+        looked = dataclasses.replace(observed, domain=dataclasses.replace(observed.domain, at=0.0))
+        before = self._acted.get(action.vm)
+        self._acted[action.vm] = (action, looked)
+        return before == (action, looked)
+
+    async def _act(self, action: Action, in_vain: bool) -> None:
         reach(f"before-{action.do.value}")
         try:
             await self._performers[action.port].perform(action)
@@ -176,6 +186,9 @@ class Reconciler:
             await self._failed(action, fault)
             return
         reach(f"after-{action.do.value}")
+        if in_vain:
+            self._later(action.vm, self._backoff(action.vm))
+            return
         self._failures.pop(action.vm, None)
         self.mark(action.vm)
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, Iterator, List
 
 import pytest
+from twisted.internet.defer import fail, succeed
 
 from tests.support import building
 from tests.support.site import Site, start_args
+from tests.support.world import LOOSE
 from vmagent.core import schemas
 from vmagent.core.actions import Do
 from vmagent.core.identity import vm_id
@@ -189,8 +191,6 @@ class FullStore:
         self.inner, self.full = inner, False
 
     def commit(self, changes: Any) -> Any:
-        from twisted.internet.defer import fail
-
         return fail(Fault(FaultKind.FULL, "no space")) if self.full else self.inner.commit(changes)
 
     def __getattr__(self, name: str) -> Any:
@@ -282,3 +282,24 @@ def test_drain_dry_run_and_query(site: Site) -> None:
     vm = started(site)
     query = site.send("vm.query", {"all": True})
     assert [v["vm"] for v in site.replies(query)[-1]["result"]["vms"]] == [vm]
+
+
+def test_an_effect_that_does_not_stick_is_not_tried_in_a_hot_loop(site: Site) -> None:
+    vm = started(site)
+    site.host.worlds[vm].cpu = LOOSE
+    before = len(site.host.done)
+    site.host.perform = _shrug(site)  # type: ignore[method-assign]
+    site.reconciler.mark(vm)
+    begun = site.reactor.seconds()
+    site.settle(lambda: site.reactor.seconds() > begun + 60)
+    assert 3 < len(site.host.done) - before < 20
+
+
+def _shrug(site: Site) -> Any:
+    """Every effect succeeds and changes nothing."""
+
+    def perform(action: Any) -> Any:
+        site.host.done.append((action.vm, action.do))
+        return succeed(None)
+
+    return perform
