@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -22,7 +23,8 @@ from vmagent.config import SocketSettings
 from vmagent.core.changes import Publish
 from vmagent.core.commands import Signer
 from vmagent.errors import Fault, FaultKind, Problem
-from vmagent.local import protocol
+from vmagent.local import ctl, protocol
+from vmagent.local.ctl_client import Client, Unreachable
 from vmagent.local.feed import LiveFeed
 from vmagent.local.peers import Access, Peer, Right, credentials, resolve
 from vmagent.local.server import LocalServer
@@ -431,6 +433,40 @@ def test_what_a_local_client_leaves_out_is_filled_in(running: Running, tmp_path:
         **kill(), "target": "wn017", "issued_at": WALL, "valid_until": "2026-11-20T12:05:00.000Z",
         "signer": "local:root",
     }]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may look without a group")
+def test_the_command_speaks_to_the_server(running: Running, tmp_path: Path) -> None:
+    running.call(running.server.listen)
+    running.feed.publish([Publish("events", "org.vmagent.vm.state", "vm/a", WALL, {"phase": "ready"})])
+    path = tmp_path / "run" / "vmagent.sock"
+    with Client(path, patience_s=20) as client:
+        assert client.ask("list") == {"vms": []}
+        assert [entry["subject"] for entry in client.stream("events")] == ["vm/a"]
+        with pytest.raises(Problem) as caught:
+            client.ask("nonsense")
+        assert caught.value.type == "unknown-verb"
+    out = io.StringIO()
+    assert ctl.main(["--socket", str(path), "events"], out, out) == 0
+    assert out.getvalue() == f"{WALL}  vm.state  vm/a  ready\n"
+    assert ctl.main(["--socket", str(path), "drain", "--json"], out, out) == 0
+    assert running.taken[0]["schema"] == "host.drain/1"
+    running.call(running.server.stop)
+    assert ctl.main(["--socket", str(path), "list"], out, out) == 4
+
+
+def test_a_server_that_hangs_up_is_unreachable(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen(1)
+        with Client(path, patience_s=20) as client:
+            server.accept()[0].close()
+            with pytest.raises(Unreachable):
+                client.ask("list")
+        with Client(path, patience_s=0.05) as client, pytest.raises(Unreachable) as caught:
+            client.ask("list")
+    assert "no answer" in str(caught.value)
 
 
 def test_a_socket_left_behind_is_replaced(running: Running, tmp_path: Path) -> None:

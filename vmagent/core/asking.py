@@ -6,8 +6,9 @@ what was parsed into the `args` of PROTOCOL 3.  Whether they fit is decided by t
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Mapping, Optional, Tuple
 
 from vmagent.core import duration
 from vmagent.errors import Problem
@@ -88,3 +89,33 @@ def selector_args(said: Mapping[str, Any], vms: Tuple[str, ...]) -> Dict[str, An
         flags = ", ".join(option.flag for option in SELECTOR)
         raise Problem("usage", f"name VMs, or choose them by exactly one of {flags}")
     return chosen
+
+
+def add_options(
+    parser: argparse.ArgumentParser, table: Iterable[Option], required: Tuple[str, ...] = ()
+) -> None:
+    """Teach a parser the rows of a table; `required` are names."""
+    for option in table:
+        if option.read is None:
+            parser.add_argument(option.flag, action="store_true", help=option.help)
+        else:
+            parser.add_argument(option.flag, type=_reader(option.read), action="append" if option.many else "store",
+                                metavar=option.shows, required=option.name in required, help=option.help)
+
+
+def _reader(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """`read` for argparse: what it says about a wrong value reaches the person."""
+
+    def checked(text: str) -> Any:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return checked
+
+
+def span(text: str) -> int:
+    """A span in seconds, as an argparse type."""
+    seconds: int = _reader(duration.seconds)(text)
+    return seconds

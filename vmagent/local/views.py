@@ -72,7 +72,10 @@ def row(record: VmRecord, observed: Mapping[str, Observed], now: Now) -> Json:
 def listing(
     records: Sequence[VmRecord], observed: Mapping[str, Observed], foreign: Sequence[ForeignSeen], now: Now
 ) -> Json:
-    """`list` -> {vms: [row], foreign: [{uuid, name, seen, why}]}, in the order of acceptance."""
+    """`list` -> {vms: [row], foreign: [{uuid, name, seen, why}]}, in the order of acceptance.
+
+    args: `all`: ended VMs that are remembered, too.
+    """
     return {
         "vms": [row(record, observed, now) for record in _in_order(records)],
         "foreign": [_foreign(one) for one in foreign],

@@ -1,0 +1,316 @@
+"""vmagentctl: what is asked of the agent, what is shown, and the exit code.  The answers are the real views'."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+
+import pytest
+
+from tests.support.building import WALL, now, observed, policy, ran, record
+from vmagent.core import events, schemas
+from vmagent.core.changes import Epoch
+from vmagent.core.model import Desired, ForeignSeen, HypervisorInfo, Outcome, Seen
+from vmagent.errors import Problem
+from vmagent.local import ctl, ctl_parser, tables, views
+from vmagent.local.ctl_client import Unreachable
+from vmagent.local.ctl_commands import COMMANDS, Session
+
+NOW = now(2000.0)
+RUNS = record(journal=ran(1000.0, ready_at=1010.0))
+GONE = record(spec={"member": 1}, journal=ran(1000.0, ended_at=1500.0), outcome=Outcome.KILLED, closed=True,
+              desired=Desired.ABSENT)
+LOOK = {RUNS.vm: observed()}
+INFO = HypervisorInfo("qemu:///system", "QEMU", "kvm", "x86_64", "9.0", "7.2", 16, 65536, True, 1.0)
+FOREIGN = ForeignSeen("f0f0f0f0-aaaa", "ev\x1b[31mil", Seen.RUNNING, "no-tag")
+EVENT = {"time": WALL, "type": "org.vmagent.vm.state", "subject": f"vm/{RUNS.vm}",
+         "data": events.vm_state(RUNS, observed(), NOW, policy())}
+AUDIT = {"when_wall": WALL, "who": "CN=c", "route": "broker", "verb": "vm.start", "subject": RUNS.vm,
+         "verdict": "accepted", "why": "", "command": "c"}
+
+
+class FakeAgent:
+    """Answers with the views of a small host; keeps what it was asked."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.asked: List[Tuple[str, Mapping[str, Any]]] = []
+        members = [{"vm": RUNS.vm, "status": "accepted"}]
+        self.reply: Dict[str, Any] = {"status": "accepted", "result": {"members": members}}
+        self.answers: Dict[str, Any] = {
+            "list": views.listing([RUNS], LOOK, [FOREIGN], NOW),
+            "show": views.show(RUNS, LOOK, NOW, policy()),
+            "who": views.who([RUNS], LOOK, NOW),
+            "status": views.status([RUNS, GONE], LOOK, policy(), INFO, Epoch("e", 1, WALL, "first"), {
+                "drained": True, "degraded": {"broker": "away"}, "broker": {"up": False}, "version": "1"}),
+            "capacity": views.capacity([RUNS], INFO, policy(), 100),
+            "audit": {"audit": [AUDIT]},
+            **answers,
+        }
+
+    def ask(self, verb: str, args: Optional[Mapping[str, Any]] = None) -> Any:
+        self.asked.append((verb, dict(args or {})))
+        if verb == "command":
+            return {"command": (args or {})["id"], **self.reply}
+        answer = self.answers[verb]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def stream(self, verb: str, args: Mapping[str, Any]) -> Iterator[Any]:
+        self.asked.append((verb, dict(args)))
+        yield EVENT
+
+    @property
+    def payload(self) -> Mapping[str, Any]:
+        """The one command that was sent, complete, as the agent's schemas want it."""
+        ((_, payload),) = [one for one in self.asked if one[0] == "command"]
+        schemas.check("command", {"issued_at": WALL, "valid_until": WALL, "target": "h", **payload})
+        schemas.check(payload["schema"].split("/")[0], payload["args"])
+        return payload
+
+
+def run(agent: FakeAgent, *argv: str, yes: bool = False) -> Tuple[int, str]:
+    said = ctl_parser.parser().parse_args(argv)
+    out = io.StringIO()
+    code = COMMANDS[said.verb](Session(said, agent, out, tables.Screen(out), lambda question: yes))  # type: ignore[arg-type]
+    return int(code), out.getvalue()
+
+
+# -- looking
+
+
+def test_every_sub_command_does_something_and_has_help() -> None:
+    actions = [one for one in ctl_parser.parser()._actions if one.dest == "verb"]
+    assert actions[0].choices is not None
+    choices: Mapping[str, Any] = actions[0].choices  # type: ignore[assignment]
+    assert set(choices) == set(COMMANDS) | {"doctor"}
+    for name, sub in choices.items():
+        text = sub.format_help()
+        assert f"vmagentctl {name}" in text.split("examples:")[1]
+        assert "exit codes:" in text
+
+
+def test_list_shows_the_whole_id_and_what_is_foreign_and_obeys_no_name() -> None:
+    code, text = run(FakeAgent(), "list")
+    assert code == 0
+    assert RUNS.vm in text
+    assert "ready" in text and "43m" in text and "192.0.2.10/24" in text
+    assert "ev?[31mil" in text
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize("verb", ["list", "who", "status", "capacity", "audit"])
+def test_json_is_the_answer_itself(verb: str) -> None:
+    agent = FakeAgent()
+    code, text = run(agent, verb, "--json")
+    assert (code, json.loads(text)) == (0, json.loads(json.dumps(agent.answers[verb])))
+
+
+def test_list_may_include_what_has_ended() -> None:
+    agent = FakeAgent()
+    run(agent, "list", "--ended")
+    assert agent.asked == [("list", {"all": True})]
+
+
+def test_show_tells_what_a_person_wants_to_know() -> None:
+    agent = FakeAgent()
+    code, text = run(agent, "show", "work")
+    assert (code, agent.asked) == (0, [("show", {"vm": "work"})])
+    for word in (RUNS.vm, "ready", "/DC=org/DC=example/CN=A User", "1h granted", "50 % of a core", "192.0.2.10/24"):
+        assert word in text
+
+
+def test_who_status_capacity_and_audit_are_readable() -> None:
+    assert "/DC=org/DC=example/CN=A User" in run(FakeAgent(), "who")[1]
+    status = run(FakeAgent(), "status")[1]
+    assert "1 ready" in status and "broker: away" in status and "new VMs are refused" in status
+    assert "cores       16     1         15" in run(FakeAgent(), "capacity")[1]
+    assert "vm.start" in run(FakeAgent(), "audit", "--subject", RUNS.vm)[1]
+
+
+def test_empty_answers_are_said() -> None:
+    empty = FakeAgent(list=views.listing([], {}, [], NOW), who=views.who([], {}, NOW), audit={"audit": []})
+    assert run(empty, "list")[1] == "no VMs\n"
+    assert "nobody" in run(empty, "who")[1]
+    assert "nothing" in run(empty, "audit")[1]
+
+
+def test_events() -> None:
+    agent = FakeAgent()
+    code, text = run(agent, "events", "-f", "-n", "7")
+    assert (code, agent.asked) == (0, [("events", {"limit": 7, "follow": True})])
+    assert text.startswith(f"{WALL}  vm.state  vm/{RUNS.vm} worker  ready")
+    assert json.loads(run(agent, "events", "--json")[1]) == json.loads(json.dumps(EVENT))
+
+
+# -- answers that are exit codes
+
+
+@pytest.mark.parametrize(
+    ("records", "look", "code", "word"),
+    [
+        ([GONE], {}, 0, "over; no process"),
+        ([RUNS], LOOK, 1, "not over"),
+        ([], {}, 2, "unknown"),
+    ],
+)
+def test_over(records: List[Any], look: Dict[str, Any], code: int, word: str) -> None:
+    agent = FakeAgent(over=views.over("h", records, look, NOW))
+    got, text = run(agent, "over", "h")
+    assert got == code
+    assert word in text
+
+
+@pytest.mark.parametrize(("minutes", "code", "word"), [("1h", 0, "yes: in 1h"), ("10m", 1, "no: 1 will still")])
+def test_can_this_host_go_down(minutes: str, code: int, word: str) -> None:
+    asked = {"1h": 60, "10m": 10}[minutes]
+    agent = FakeAgent(drain_check=views.drain_check([RUNS], LOOK, [], NOW, asked, False))
+    got, text = run(agent, "drain", "--check", minutes)
+    assert (got, agent.asked) == (code, [("drain_check", {"minutes": asked})])
+    assert word in text
+    assert "new VMs may still come" in text
+
+
+# -- acting
+
+
+def test_start_is_a_command_that_the_agent_accepts() -> None:
+    agent = FakeAgent()
+    code, text = run(agent, "start", "--owner", "/CN=U", "--fqan", "/vo", "--image", "tiny", "--flavour", "small",
+                     "--lifetime", "2h", "--network", "public=192.0.2.9", "--tag", "a", "--tag", "b", "--reason", "try")
+    assert code == 0
+    assert agent.payload["on_behalf_of"] == {"subject": "/CN=U", "fqan": "/vo"}
+    assert agent.payload["reason"] == "try"
+    assert agent.payload["args"] == {
+        "image": {"id": "tiny"}, "flavour": "small", "lifetime_s": 7200, "tags": ["a", "b"],
+        "networks": [{"type": "public", "addresses": ["192.0.2.9"]}],
+    }
+    assert RUNS.vm in text
+
+
+@pytest.mark.parametrize("argv", [
+    ["start", "--image", "tiny", "--lifetime", "2h"], ["start", "--owner", "x", "--image", "tiny"],
+    ["start", "--owner", "x", "--image", "tiny", "--lifetime", "soon"], ["kill", "--grace", "1s", "x"],
+    ["extend", "x"], ["nonsense"], [], ["drain", "--check", "x"], ["events", "-n", "-1"],
+])
+def test_wrong_arguments_are_usage(argv: List[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        ctl_parser.parser().parse_args(argv)
+    assert caught.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "schema", "args"),
+    [
+        (["stop", "work", "--grace", "30s"], "vm.stop/1", {"vms": ["work"], "grace_s": 30}),
+        (["kill", "worker"], "vm.kill/1", {"vms": [RUNS.vm]}),
+        (["pause", RUNS.vm[:6]], "vm.pause/1", {"vms": [RUNS.vm]}),
+        (["resume", RUNS.vm], "vm.resume/1", {"vms": [RUNS.vm]}),
+        (["reboot", "worker", RUNS.vm], "vm.reboot/1", {"vms": [RUNS.vm]}),
+        (["extend", "worker", "--lifetime", "4h"], "vm.extend/1", {"vms": [RUNS.vm], "lifetime_s": 14400}),
+        (["kill", "--tagged", "t", "--yes"], "vm.kill/1", {"tag": "t"}),
+        (["kill", "--all", "--yes"], "vm.kill/1", {"all": True}),
+        (["drain"], "host.drain/1", {}),
+        (["undrain"], "host.undrain/1", {}),
+    ],
+)
+def test_verbs(argv: List[str], schema: str, args: Dict[str, Any]) -> None:
+    agent = FakeAgent()
+    if args.get("vms") == ["work"]:
+        agent.answers["list"] = {"vms": [{"vm": RUNS.vm, "name": "work"}]}
+        args = {**args, "vms": [RUNS.vm]}
+    assert run(agent, *argv)[0] == 0
+    assert (agent.payload["schema"], agent.payload["args"]) == (schema, args)
+
+
+def test_several_at_once_need_a_yes() -> None:
+    agent = FakeAgent()
+    with pytest.raises(Problem) as caught:
+        run(agent, "kill", "--all")
+    assert caught.value.type == "usage"
+    assert agent.asked == []
+    assert run(agent, "kill", "--all", yes=True)[0] == 0
+
+
+@pytest.mark.parametrize("argv", [["kill"], ["kill", "worker", "--all"], ["kill", "--all", "--tagged", "x"]])
+def test_a_selector_is_needed_and_only_one(argv: List[str]) -> None:
+    with pytest.raises(Problem) as caught:
+        run(FakeAgent(), *argv, yes=True)
+    assert caught.value.type == "usage"
+
+
+def test_a_name_that_means_nothing_changes_nothing() -> None:
+    agent = FakeAgent()
+    with pytest.raises(Problem) as caught:
+        run(agent, "kill", "nobody")
+    assert caught.value.type == "not-found"
+    assert [verb for verb, _ in agent.asked] == ["list"]
+
+
+@pytest.mark.parametrize(("status", "code"), [("accepted", 0), ("done", 0), ("failed", 1), ("refused", 3)])
+def test_the_reply_is_the_exit_code(status: str, code: int) -> None:
+    agent = FakeAgent()
+    agent.reply = {"status": status, "problem": {
+        "type": "no-capacity", "detail": "2 are free", "path": "args.cores", "accepted": ["1", "2"],
+        "also": [{"type": "drained", "detail": "not now"}]}}
+    got, text = run(agent, "drain")
+    assert got == code
+    assert "no-capacity: at args.cores: 2 are free (accepted: 1, 2)" in text
+    assert "drained: not now" in text
+
+
+# -- when there is nobody
+
+
+def test_without_an_agent_it_says_what_to_do(tmp_path: Path) -> None:
+    err = io.StringIO()
+    path = tmp_path / "none.sock"
+    assert ctl.main(["--socket", str(path), "list"], io.StringIO(), err) == 4
+    for word in (str(path), "systemctl status vmagent", "systemctl start vmagent", "doctor"):
+        assert word in err.getvalue()
+
+
+@pytest.mark.parametrize(("type", "code"), [("not-found", 3), ("usage", 2), ("fault", 1), ("internal", 1)])
+def test_a_problem_is_an_exit_code(type: str, code: int) -> None:
+    err = io.StringIO()
+    assert ctl._refused(Problem(type, "because"), err) == code
+    assert err.getvalue() == f"vmagentctl: {type}: because\n"
+    assert "no agent answers on x (gone)" in ctl.unreachable_text(Unreachable(Path("x"), "gone"))
+
+
+def test_doctor_works_without_agent_and_configuration(tmp_path: Path) -> None:
+    out = io.StringIO()
+    (tmp_path / "vmagent.yaml").write_text("nonsense: true\n")
+    code = ctl.main(["doctor", "--config", str(tmp_path / "vmagent.yaml")], out, io.StringIO())
+    assert code == 1
+    assert "--check-config" in out.getvalue()
+
+
+# -- on a terminal
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_a_table_with_short_ids() -> None:
+    out = Terminal()
+    tables.listing(tables.Screen(out), views.listing([RUNS], LOOK, [FOREIGN], NOW))
+    text = out.getvalue()
+    assert RUNS.vm[:8] in text
+    assert "ready" in text
+    assert "[31mil" in text and "ev\x1b" not in text
+
+
+def test_every_screen_can_be_drawn_on_a_terminal() -> None:
+    agent = FakeAgent(over=views.over("h", [RUNS], LOOK, NOW),
+                      drain_check=views.drain_check([RUNS], LOOK, [FOREIGN], NOW, 1, False))
+    for draw, verb in ((tables.show, "show"), (tables.who, "who"), (tables.status, "status"), (tables.audit, "audit"),
+                       (tables.capacity, "capacity"), (tables.over, "over"), (tables.drain_check, "drain_check")):
+        out = Terminal()
+        draw(tables.Screen(out), agent.answers[verb])
+        assert out.getvalue().strip()

@@ -1,0 +1,121 @@
+"""The command line of vmagentctl: every sub-command with its options, help and examples."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, Tuple
+
+from vmagent.core import asking
+
+DEFAULT_SOCKET = Path("/run/vmagent/vmagent.sock")
+DEFAULT_CONFIG = Path("/etc/vmagent/vmagent.yaml")
+
+CODES = """exit codes:
+  0  done, or the answer is yes
+  1  it failed, or the answer is no
+  2  the command line is wrong; of `over`: it cannot be proven now
+  3  the agent refused: nothing was done, and it says why
+  4  no agent answers on the socket
+"""
+VERBS_ON_VMS: Tuple[Tuple[str, str, str], ...] = (
+    ("stop", "end VMs: ACPI, repeated, then destroy after the grace time", "vmagentctl stop 3fa1 --grace 30s"),
+    ("kill", "end VMs at once", "vmagentctl kill 3fa1 worker-7\n  vmagentctl kill --tagged batch-4711 --yes"),
+    ("reboot", "ask VMs to reboot", "vmagentctl reboot 3fa1"),
+    ("pause", "stop the vCPUs of VMs; their lease goes on", "vmagentctl pause worker-7"),
+    ("resume", "let paused VMs run again", "vmagentctl resume worker-7"),
+    ("extend", "change the agreed run time of VMs", "vmagentctl extend 3fa1 --lifetime 4h"),
+)
+"""Sub-commands that act on existing VMs: name, help, examples."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """All of it."""
+    top = argparse.ArgumentParser(
+        prog="vmagentctl", description="Look at the VMs of this host and act on them, by the agent's local socket.",
+        epilog=CODES + "\nA VM is named by its id, the beginning of its id (4 characters or more) or its name.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--socket", type=Path, metavar="PATH", help=f"the agent's socket (default {DEFAULT_SOCKET})")
+    top.add_argument("--json", action="store_true", help="the answer as JSON, for programs")
+    subs = top.add_subparsers(dest="verb", metavar="COMMAND", required=True)
+    _looking(subs)
+    _acting(subs)
+    _host(subs)
+    return top
+
+
+def _add(subs: Any, name: str, about: str, examples: str) -> argparse.ArgumentParser:
+    sub: argparse.ArgumentParser = subs.add_parser(
+        name, help=about, description=about[0].upper() + about[1:] + ".",
+        epilog=f"examples:\n  {examples}\n\n{CODES}", formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="the answer as JSON, for programs")
+    sub.add_argument("--socket", type=Path, default=argparse.SUPPRESS, metavar="PATH", help="the agent's socket")
+    return sub
+
+
+def _looking(subs: Any) -> None:
+    listing = _add(subs, "list", "every VM of this host, and the domains that are not ours",
+                   "vmagentctl list\n  vmagentctl list --ended --json")
+    listing.add_argument("--ended", action="store_true", help="also those that ended lately")
+    show = _add(subs, "show", "everything about one VM", "vmagentctl show 3fa1\n  vmagentctl show worker-7 --json")
+    show.add_argument("vm", metavar="VM")
+    _add(subs, "who", "who runs what", "vmagentctl who")
+    _add(subs, "status", "the agent and this host in short", "vmagentctl status")
+    _add(subs, "capacity", "what is promised and what is free", "vmagentctl capacity --json")
+    events = _add(subs, "events", "what happened lately", "vmagentctl events\n  vmagentctl events -f --json")
+    events.add_argument("-f", "--follow", action="store_true", help="go on with new events until interrupted")
+    events.add_argument("-n", "--limit", type=_count, default=50, metavar="N", help="past events to show (default 50)")
+    audit = _add(subs, "audit", "who asked what, by which route, and what became of it",
+                 "vmagentctl audit\n  vmagentctl audit --subject 3fa1c0de-... -n 500")
+    audit.add_argument("-n", "--limit", type=_count, default=50, metavar="N", help="entries, newest first (default 50)")
+    audit.add_argument("--subject", default="", metavar="ID", help="only those about this VM id")
+    over = _add(subs, "over", "the proof that whatever was started under a handle is over",
+                "vmagentctl over 3fa1c0de-...      # a VM id\n  vmagentctl over batch-4711         # a tag\n"
+                "  vmagentctl over 6f1c2f9e-... && echo gone   # the id of the start command")
+    over.add_argument("handle", metavar="HANDLE", help="a VM id, a tag, or the id of the command that started it")
+
+
+def _acting(subs: Any) -> None:
+    start = _add(subs, "start", "start one VM, or several alike",
+                 "vmagentctl start --owner '/DC=org/DC=example/CN=A User' --image tiny --flavour small --lifetime 2h "
+                 "--network public")
+    start.add_argument("--owner", required=True, metavar="SUBJECT", help="whose VM it is: a certificate subject")
+    start.add_argument("--fqan", default="", metavar="FQAN", help="for which VO, such as /vo.example.org/Role=NULL")
+    asking.add_options(start, asking.START, asking.REQUIRED)
+    _reason(start)
+    for name, about, examples in VERBS_ON_VMS:
+        sub = _add(subs, name, about, examples)
+        sub.add_argument("vms", nargs="*", metavar="VM")
+        asking.add_options(sub, asking.SELECTOR)
+        sub.add_argument("--yes", action="store_true", help="do not ask, although it may concern several VMs")
+        _reason(sub)
+        if name == "stop":
+            sub.add_argument("--grace", type=asking.span, metavar="SPAN", help="time for the guest to shut down")
+        if name == "extend":
+            sub.add_argument("--lifetime", type=asking.span, required=True, metavar="SPAN",
+                             help="the new total run time")
+
+
+def _host(subs: Any) -> None:
+    drain = _add(subs, "drain", "refuse new VMs; or ask whether this host can go down",
+                 "vmagentctl drain                 # new VMs are refused from now on\n"
+                 "  vmagentctl drain --check 10m     # can it go down in ten minutes? changes nothing")
+    drain.add_argument("--check", type=asking.span, metavar="SPAN", help="only ask: will all VMs have ended by then?")
+    _reason(drain)
+    _reason(_add(subs, "undrain", "accept new VMs again", "vmagentctl undrain"))
+    doctor = _add(subs, "doctor", "check everything the agent needs, and say how to mend it; works without the agent",
+                  "vmagentctl doctor\n  vmagentctl doctor --config /etc/vmagent/vmagent.yaml")
+    doctor.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE",
+                        help=f"the agent's configuration (default {DEFAULT_CONFIG})")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError("a number, 0 or more")
+    return int(text)
+
+
+def _reason(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--reason", default="", metavar="TEXT", help="why; it stands in the audit and the reason trail")

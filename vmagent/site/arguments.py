@@ -1,0 +1,137 @@
+"""The command line of vmagent-site: every sub-command with its options, help and examples."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, Tuple
+
+from vmagent.core import asking
+from vmagent.site.settings import DEFAULT_PATH
+
+CODES = """exit codes:
+  0  done
+  1  it failed, or not everybody answered
+  2  the command line or the configuration is wrong
+  3  refused: nothing was done, and it says why
+  4  no answer in time: the broker is away, or the agent is; what became of it is not known
+"""
+VERBS_ON_VMS: Tuple[Tuple[str, str, str], ...] = (
+    ("stop", "end VMs: ACPI, repeated, then destroy after the grace time", "stop wn1.example.org 3fa1c0de-... --wait"),
+    ("kill", "end VMs at once", "kill wn1.example.org --tagged batch-4711"),
+    ("pause", "stop the vCPUs of VMs; their lease goes on", "pause wn1.example.org 3fa1c0de-..."),
+    ("resume", "let paused VMs run again", "resume wn1.example.org 3fa1c0de-..."),
+    ("reboot", "ask VMs to reboot", "reboot wn1.example.org 3fa1c0de-..."),
+    ("extend", "change the agreed run time of VMs", "extend wn1.example.org 3fa1c0de-... --lifetime 4h"),
+)
+WAIT_S = 900
+ANSWER_S = 30
+LISTEN_S = 5
+
+
+def parser() -> argparse.ArgumentParser:
+    """All of it."""
+    top = argparse.ArgumentParser(
+        prog="vmagent-site", description="Start, watch and end VMs on the hosts of a site, over its message broker.",
+        epilog=CODES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _common(top, DEFAULT_PATH, False)
+    subs = top.add_subparsers(dest="verb", metavar="COMMAND", required=True)
+    _start(subs)
+    for name, about, example in VERBS_ON_VMS:
+        _on_vms(subs, name, about, example)
+    _looking(subs)
+    for name, about in (("drain", "refuse new VMs on a host"), ("undrain", "accept new VMs again")):
+        sub = _add(subs, name, about, f"vmagent-site {name} wn1.example.org --reason 'new kernel'")
+        _host(sub)
+        _asked(sub)
+    _pki(subs)
+    return top
+
+
+def _common(parser: argparse.ArgumentParser, config: Any, json: Any) -> None:
+    parser.add_argument("--config", type=Path, default=config, metavar="FILE",
+                        help=f"site, broker and key (default {DEFAULT_PATH})")
+    parser.add_argument("--json", action="store_true", default=json, help="the answer as one line of JSON")
+
+
+def _add(subs: Any, name: str, about: str, examples: str) -> argparse.ArgumentParser:
+    sub: argparse.ArgumentParser = subs.add_parser(
+        name, help=about, description=about[0].upper() + about[1:] + ".",
+        epilog=f"examples:\n  {examples}\n\n{CODES}", formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _common(sub, argparse.SUPPRESS, argparse.SUPPRESS)
+    return sub
+
+
+def _host(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("host", metavar="HOST", help="the host's name, as its agent is configured")
+
+
+def _asked(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--reason", default="", metavar="TEXT", help="why; it stands in the VMs' reason trail")
+    sub.add_argument("--timeout", type=asking.span, metavar="SPAN",
+                     help=f"how long to wait for an answer (default {ANSWER_S}s; with --wait {WAIT_S // 60}m)")
+
+
+def _start(subs: Any) -> None:
+    sub = _add(subs, "start", "start one VM, or several alike",
+               "vmagent-site start wn1.example.org --image tiny --flavour small --lifetime 2h --network public --wait\n"
+               "  vmagent-site start wn1.example.org --image tiny --cores 2 --memory-mib 2048 --disk-gib 10 \\\n"
+               "      --lifetime 1d --count 20 --atomic --tag batch-4711 --wait")
+    _host(sub)
+    asking.add_options(sub, asking.START, asking.REQUIRED)
+    sub.add_argument("--owner", metavar="SUBJECT", help="whose VM it is: a certificate subject")
+    sub.add_argument("--fqan", default="", metavar="FQAN", help="for which VO; with --owner")
+    sub.add_argument("--wait", action="store_true", help="wait until every VM is ready, and show the way there")
+    _asked(sub)
+
+
+def _on_vms(subs: Any, name: str, about: str, example: str) -> None:
+    sub = _add(subs, name, about, f"vmagent-site {example}")
+    _host(sub)
+    sub.add_argument("vms", nargs="*", metavar="VM", help="VM ids")
+    asking.add_options(sub, asking.SELECTOR)
+    if name == "stop":
+        sub.add_argument("--grace", type=asking.span, metavar="SPAN", help="time for the guest to shut down")
+    if name == "extend":
+        sub.add_argument("--lifetime", type=asking.span, required=True, metavar="SPAN", help="the new total run time")
+    sub.add_argument("--wait", action="store_true", help="wait until it is done")
+    _asked(sub)
+
+
+def _looking(subs: Any) -> None:
+    sub = _add(subs, "list", "every VM of every host, asked now", "vmagent-site list\n  vmagent-site list --json")
+    _listen(sub)
+    sub = _add(subs, "report", "the state of every host, asked now; or of one",
+               "vmagent-site report\n  vmagent-site report wn1.example.org --json")
+    sub.add_argument("host", nargs="?", metavar="HOST")
+    _listen(sub)
+    _add(subs, "watch", "events of all hosts as they come, until interrupted",
+         "vmagent-site watch\n  vmagent-site watch --json | jq .type")
+
+
+def _listen(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--timeout", type=asking.span, default=LISTEN_S, metavar="SPAN",
+                     help=f"how long to wait for hosts (default {LISTEN_S}s); ends sooner when all known ones answered")
+
+
+def _pki(subs: Any) -> None:
+    pki = _add(subs, "pki", "a small certificate authority for trying things out",
+               "vmagent-site pki init ./pki --name 'My test CA'\n  vmagent-site pki issue ./pki controller\n"
+               "  vmagent-site pki issue ./pki broker.example.org --kind server --san broker.example.org\n"
+               "  vmagent-site pki revoke ./pki controller")
+    actions = pki.add_subparsers(dest="action", metavar="ACTION", required=True)
+    init = actions.add_parser("init", help="make the CA and its empty revocation list")
+    init.add_argument("directory", type=Path, metavar="DIRECTORY")
+    init.add_argument("--name", default="vmagent test CA", help="the CA's common name")
+    issue = actions.add_parser("issue", help="make a key and a certificate for it")
+    issue.add_argument("directory", type=Path, metavar="DIRECTORY")
+    issue.add_argument("name", metavar="NAME", help="the certificate's common name")
+    issue.add_argument("--kind", choices=("client", "server", "host"), default="client", help="(default client)")
+    issue.add_argument("--days", type=int, default=365, help="how long it is valid (default 365)")
+    issue.add_argument("--san", action="append", default=[], metavar="NAME", help="DNS name or IP address; repeatable")
+    revoke = actions.add_parser("revoke", help="revoke certificates, or only renew the revocation list")
+    revoke.add_argument("directory", type=Path, metavar="DIRECTORY")
+    revoke.add_argument("names", nargs="*", metavar="NAME", help="common names of certificates that were issued here")
+
