@@ -319,6 +319,18 @@ CONTRADICTIONS = {
         "flavours.f.cpu_cap_core_percent",
     ),
     "cap above the cores": (SIZE % ", cpu_cap_core_percent: 201", "flavours.f.cpu_cap_core_percent"),
+    "signer that is no subject": (
+        "security: {authority: [{signer: 'CN=x,,=', verbs: ['*']}]}\n",
+        "security.authority[0].signer",
+    ),
+    "login while commands are signed": (
+        "security: {authority: [{signer: 'broker:me', verbs: ['*']}]}\n",
+        "security.authority[0].signer",
+    ),
+    "subject while the login decides": (
+        "security: {commands: broker, authority: [{signer: CN=x, verbs: ['*']}]}\n",
+        "security.authority[0].signer",
+    ),
     "no such verb": (
         "security: {authority: [{signer: CN=x, verbs: [vm.strat]}]}\n",
         "security.authority[0].verbs[0]",

@@ -12,6 +12,7 @@ from typing import Any, Callable, Iterator, List, Mapping, Tuple
 
 from vmagent.configfile.loading import Complaint, Parts
 from vmagent.configfile.networks import network_complaints
+from vmagent.core import dn
 from vmagent.core.commands import VERBS
 from vmagent.core.identity import DEVICE_CHARACTERS
 
@@ -91,9 +92,23 @@ def _pattern_complaints(at: Parts, patterns: List[str], names: List[str], what: 
             yield Complaint((*at, index), f'"{pattern}" {kind} {what}', f"{what}s: {known}")
 
 
+def _signer_complaints(at: Parts, signer: str, commands: str) -> Iterator[Complaint]:
+    """A row about nobody grants nothing, silently."""
+    login = signer.startswith("broker:")
+    if login != (commands == "broker"):
+        wanted = "broker:LOGIN" if commands == "broker" else "a subject, or sha256: and the thumbprint"
+        yield Complaint(at, f'"{signer}" signs nothing while security.commands is {commands}', wanted)
+    elif not login and not signer.startswith("sha256:"):
+        try:
+            dn.parse(signer)
+        except ValueError as error:
+            yield Complaint(at, f'"{signer}" is no subject: {error}', "a subject such as CN=controller,O=Site,C=NL")
+
+
 def authority(values: Values) -> Iterator[Complaint]:
     for index, row in enumerate(values["security"]["authority"]):
         at: Parts = ("security", "authority", index)
+        yield from _signer_complaints((*at, "signer"), row["signer"], values["security"]["commands"])
         yield from _pattern_complaints((*at, "verbs"), row["verbs"], list(VERBS), "verb")
         yield from _pattern_complaints((*at, "networks"), row["networks"], list(values["networks"]), "network")
         yield from _pattern_complaints((*at, "flavours"), row["flavours"], list(values["flavours"]), "flavour")
@@ -129,7 +144,7 @@ CHECKS: Tuple[Tuple[Tuple[Tuple[str, ...], ...], Check], ...] = (
     ((("broker",),), broker),
     ((("broker",),), replies),
     ((("flavours",), ("limits",)), flavours),
-    ((("security", "authority"), ("networks",), ("flavours",), ("limits",)), authority),
+    ((("security",), ("networks",), ("flavours",), ("limits",)), authority),
     ((("socket",), ("directories",)), socket),
     ((("networks",),), networks),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List
+from typing import List, Mapping
 
 from vmagent.local.doctor.findings import Check, Facts, Finding, Level, fail, joined, ok, unknown, warn
 
@@ -51,8 +51,8 @@ def store(facts: Facts) -> Finding:
     if facts.live is None:
         return unknown(f"{state} is writable; the epoch is known only to the running agent", "see the check `agent`")
     epoch = facts.live.get("epoch")
-    number = epoch.get("number", epoch) if isinstance(epoch, dict) else epoch
-    return ok(f"{state} is writable; epoch {number}")
+    number = epoch.get("number") if isinstance(epoch, Mapping) else None
+    return ok(f"{state} is writable" + (f"; epoch {number}" if number is not None else ""))
 
 
 def socket(facts: Facts) -> Finding:
