@@ -134,7 +134,7 @@ class _Threads:
                 return
             try:
                 outcome = _Outcome(job.call())
-            except BaseException as error:  # noqa: BLE001 - for the errback; a lost one would block its key for ever
+            except BaseException as error:  # noqa: BLE001 - edge: for the errback; a lost one would block its key for ever
                 outcome = _Outcome(error=error)
             self._finished(job, outcome)
             del job, outcome  # an idle thread keeps nothing alive

@@ -173,6 +173,6 @@ def _translated(call: Callable[..., T], *args: Any) -> T:
         return call(*args)
     except Fault:
         raise
-    except Exception as error:
+    except Exception as error:  # edge: of the store's thread, where every error becomes a Fault
         log.exception("store: %s failed", getattr(call, "__name__", call))
         raise fault(error) from error
