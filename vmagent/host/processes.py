@@ -7,6 +7,7 @@ Rules
    and PVH guests have no process; there the domain itself is the proof.)
 3. A dying QEMU has lost its arguments before it is gone.  So it is remembered by process id and start time, and counts
    until that pair disappears or is a zombie, which holds nothing any more.
+4. May be asked from several threads: what is remembered is only ever replaced or dropped as a whole.
 """
 
 from __future__ import annotations
@@ -61,14 +62,14 @@ class ProcProcesses:
             return None
         state, started = _stat(self._proc / str(process.pid))
         if started != process.started or state in _GONE:
-            del self._known[vm]
+            self._known.pop(vm, None)
             return None
         return state
 
     def _look(self) -> None:
         """Go through the process table, and forget who is gone."""
         found = {vm: _Process(int(path.name), _stat(path)[1]) for path, vm in self._guests()}
-        for vm in self._known.keys() - found.keys():
+        for vm in set(tuple(self._known)) - found.keys():
             self._state(vm)
         self._known.update(found)
 
