@@ -69,7 +69,7 @@ class ProcProcesses:
     def _look(self) -> None:
         """Go through the process table, and forget who is gone."""
         found = {vm: _Process(int(path.name), _stat(path)[1]) for path, vm in self._guests()}
-        for vm in set(tuple(self._known)) - found.keys():
+        for vm in set(self._known) - found.keys():
             self._state(vm)
         self._known.update(found)
 
