@@ -1,0 +1,133 @@
+"""The `vmagent-site` command: arguments, reactor, clocks, exit codes.  What it does: commands.py and pki.py."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any, List, Optional, Sequence
+
+from twisted.internet.defer import Deferred, TimeoutError, ensureDeferred
+from twisted.python.failure import Failure
+
+from vmagent.errors import Fault, Problem
+from vmagent.site import output, pki
+from vmagent.site.arguments import parser
+from vmagent.site.commands import COMMANDS, Code, Run
+from vmagent.site.controller import Controller
+from vmagent.site.settings import Site, load
+
+log = logging.getLogger("vmagent.site")
+CONNECT_S = 30.0
+GOODBYE_S = 10.0
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """The command; returns the exit code.  Wrong arguments raise SystemExit(2), as argparse does."""
+    said = parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    try:
+        if said.verb == "pki":
+            return _pki(said)
+        return _with_reactor(said, load(said.config))
+    except Problem as problem:
+        return _refused(problem)
+
+
+def _refused(problem: Problem) -> int:
+    for line in output.problem_lines(problem):
+        sys.stderr.write(f"vmagent-site: {line}\n")
+    if problem.type in ("configuration", "usage"):
+        return Code.USAGE
+    return Code.FAILED if problem.fields.get("status") == "failed" else Code.REFUSED
+
+
+# -- the small CA
+
+
+def _pki(said: argparse.Namespace) -> int:
+    now = datetime.datetime.now(datetime.timezone.utc)
+    try:
+        print(*_pki_made(said, now), sep="\n")
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"vmagent-site: {error}\n")
+        return Code.FAILED
+    return Code.OK
+
+
+def _pki_made(said: argparse.Namespace, now: datetime.datetime) -> List[Path]:
+    """The files that were written."""
+    if said.action == "init":
+        return [pki.init(said.directory, said.name, now)]
+    if said.action == "issue":
+        return list(pki.issue(said.directory, said.name, said.kind, now, said.days, said.san))
+    files = [said.directory / f"{name.replace(' ', '_')}.pem" for name in said.names]
+    return [pki.crl(said.directory, now, files)]
+
+
+# -- everything else needs the reactor
+
+
+def _with_reactor(said: argparse.Namespace, site: Site) -> int:
+    from twisted.internet import reactor  # here, because `--help` and `pki` need none
+
+    clock: Any = reactor
+    codes: List[int] = []
+
+    def ended(outcome: Any) -> None:
+        codes.append(_code(outcome, said) if isinstance(outcome, Failure) else int(outcome))
+        if clock.running:
+            clock.stop()
+
+    def begin() -> None:
+        ensureDeferred(_run(said, site, clock)).addBoth(ended)
+
+    clock.callWhenRunning(begin)
+    clock.run()
+    return codes[0] if codes else 130  # interrupted
+
+
+async def _run(said: argparse.Namespace, site: Site, clock: Any) -> int:
+    controller = Controller(site, clock, time.time)
+    connected: Deferred[None] = controller.connect()
+    connected.addTimeout(CONNECT_S, clock)
+    try:
+        try:
+            await connected
+        except TimeoutError:
+            sys.stderr.write(f"vmagent-site: no link to {', '.join(site.broker.urls)}: {controller.link.why}\n")
+            return Code.SILENT
+        return await COMMANDS[said.verb](Run(said, controller, clock, site.hosts, sys.stdout, sys.stderr))
+    finally:
+        closed = controller.close()
+        closed.addTimeout(GOODBYE_S, clock)
+        closed.addErrback(_given_up)
+        await closed
+
+
+def _given_up(failure: Failure) -> None:
+    """The broker does not say good-bye; we leave anyhow."""
+    if not isinstance(failure.value, TimeoutError):
+        failure.raiseException()
+
+
+def _code(failure: Failure, said: argparse.Namespace) -> int:
+    error = failure.value
+    if isinstance(error, Problem):
+        return _refused(error)
+    if isinstance(error, TimeoutError):
+        sys.stderr.write("vmagent-site: no answer in time; what becomes of the command is not known. It stays valid "
+                         "for an hour; see `vmagent-site list`\n")
+        return Code.SILENT
+    if isinstance(error, Fault):
+        sys.stderr.write(f"vmagent-site: {error}\n")
+        return Code.SILENT
+    log.error("this is a defect", exc_info=error)
+    return Code.FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

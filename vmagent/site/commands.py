@@ -1,0 +1,211 @@
+"""What each sub-command of vmagent-site does, as coroutines on a connected Controller.
+
+`COMMANDS` is the whole list but `pki`, which needs no broker.  A coroutine returns an exit code; Problems, Faults and
+TimeoutError go up to __main__.py, which turns them into codes 3 and 4.  Results go to `out`, the way there to `err`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Awaitable, Callable, Dict, List, Mapping, Sequence, TextIO, Tuple
+
+from twisted.internet.defer import Deferred
+
+from vmagent.core import asking
+from vmagent.core.model import Owner
+from vmagent.errors import Problem
+from vmagent.site import output
+from vmagent.site.arguments import ANSWER_S, WAIT_S
+from vmagent.site.controller import EVERY_HOST, Controller, Event
+from vmagent.site.handle import Handle, Reply
+from vmagent.site.progress import Shown
+
+
+class Code(IntEnum):
+    """Exit codes; the help says the same."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    REFUSED = 3
+    SILENT = 4
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of vmagent-site."""
+
+    said: argparse.Namespace
+    controller: Controller
+    reactor: Any
+    hosts: Sequence[str]  # those that should answer; () = not known
+    out: TextIO
+    err: TextIO
+
+    def within(self, waiting: Deferred[Any], seconds: float) -> Deferred[Any]:
+        """The same, failing with twisted's TimeoutError."""
+        waiting.addTimeout(seconds, self.reactor)
+        return waiting
+
+    def tell(self, text: str) -> None:
+        self.err.write(text + "\n")
+        self.err.flush()
+
+
+# -- commands to one host
+
+
+async def start(run: Run) -> int:
+    said = run.said
+    owner = Owner(said.owner, said.fqan) if said.owner else None
+    handle = await run.controller.start(said.host, owner=owner, reason=said.reason,
+                                        **asking.start_args(vars(said)))
+    with Shown(handle.ids, run.err) as shown:
+        forget = run.controller.watch(shown.event)
+        try:
+            reply = await _answered(run, handle)
+        finally:
+            forget()
+    return _result(run, handle, reply)
+
+
+async def on_vms(run: Run) -> int:
+    """stop, kill, pause, resume, reboot, extend."""
+    said = run.said
+    args = asking.selector_args(vars(said), tuple(said.vms))
+    if getattr(said, "grace", None) is not None:
+        args["grace_s"] = said.grace
+    if said.verb == "extend":
+        args["lifetime_s"] = said.lifetime
+    handle = run.controller.command(said.host, f"vm.{said.verb}", args, reason=said.reason)
+    return _result(run, handle, await _answered(run, handle))
+
+
+async def on_host(run: Run) -> int:
+    """drain, undrain."""
+    said = run.said
+    handle = run.controller.command(said.host, f"host.{said.verb}", {}, reason=said.reason)
+    return _result(run, handle, await _answered(run, handle))
+
+
+async def _answered(run: Run, handle: Handle) -> Reply:
+    """The first reply, or with --wait the last one.  A failure with members is an answer too."""
+    wait = getattr(run.said, "wait", False)
+    seconds = run.said.timeout if run.said.timeout is not None else WAIT_S if wait else ANSWER_S
+    try:
+        reply: Reply = await run.within(handle.done if wait else handle.accepted, seconds)
+        return reply
+    except Problem:
+        if handle.reply is None or handle.reply["status"] != "failed":
+            raise
+        return handle.reply
+
+
+def _result(run: Run, handle: Handle, reply: Reply) -> int:
+    result: Dict[str, Any] = {"command": handle.id, "status": reply["status"], "members": list(handle.members),
+                              **{k: v for k, v in (reply.get("result") or {}).items() if k != "members"}}
+    if reply.get("problem"):
+        result["problem"] = reply["problem"]
+        for line in output.problems(reply["problem"]):
+            run.tell(line)
+    if run.said.json:
+        output.as_json(run.out, result)
+    else:
+        output.members(run.out, handle.members)
+        run.out.write(f"{reply['status']}  command {handle.id}\n")
+    return Code.OK if reply["status"] in ("accepted", "done") else Code.FAILED
+
+
+# -- looking at many hosts
+
+
+async def listing(run: Run) -> int:
+    answered, silent = await _reports(run, EVERY_HOST)
+    shown = [(host, state) for host, state in run.controller.fleet.vms() if host in answered]
+    if run.said.json:
+        output.as_json(run.out, {"vms": [{**state, "host": host} for host, state in shown], "hosts": answered,
+                                 "silent": silent})
+    else:
+        output.vms(run.out, shown)
+    return _who_was_silent(run, answered, silent)
+
+
+async def report(run: Run) -> int:
+    answered, silent = await _reports(run, run.said.host or EVERY_HOST)
+    fleet = run.controller.fleet
+    if run.said.json:
+        output.as_json(run.out, {"hosts": {name: fleet.hosts[name].state for name in answered}, "silent": silent})
+    else:
+        output.hosts(run.out, fleet, answered)
+    return _who_was_silent(run, answered, silent)
+
+
+async def _reports(run: Run, host: str) -> Tuple[List[str], List[str]]:
+    """Ask for snapshots and listen until all known hosts answered, or the time is over: (answered, silent)."""
+    expected = set(run.hosts if host == EVERY_HOST else [host])
+    answered: Dict[str, bool] = {}
+    enough: Deferred[None] = Deferred()
+
+    def heard(event: Event) -> None:
+        if event["type"] == "org.vmagent.host.snapshot":
+            answered[str(event["source"]).rsplit("/", 1)[-1]] = True
+            if expected and expected <= set(answered) and not enough.called:
+                enough.callback(None)
+
+    def refused(reason: Any) -> None:
+        if not enough.called:
+            enough.errback(reason)
+
+    forget = run.controller.watch(heard)
+    handle = await run.controller.report(host)
+    handle.done.addErrback(refused)
+    timer = run.reactor.callLater(run.said.timeout, lambda: None if enough.called else enough.callback(None))
+    try:
+        await enough
+    finally:
+        forget()
+        if timer.active():
+            timer.cancel()
+    for refusal in handle.refusals:
+        run.tell(f"a host refuses: {refusal}")
+    return sorted(answered), sorted(expected - set(answered))
+
+
+def _who_was_silent(run: Run, answered: Sequence[str], silent: Sequence[str]) -> int:
+    for name in silent:
+        run.tell(f"no answer within {run.said.timeout} s: {name}")
+    if not answered and not silent:
+        run.tell(f"no host answered within {run.said.timeout} s")
+    return Code.OK if answered and not silent else Code.FAILED
+
+
+async def watch(run: Run) -> int:
+    """Until interrupted.  Missing events and a link that is lost are told in the log, on standard error."""
+
+    def show(event: Event) -> None:
+        if run.said.json:
+            output.as_json(run.out, event)
+        else:
+            output.event(run.out, event)
+
+    run.controller.watch(show)
+    await Deferred()
+    return Code.OK
+
+
+COMMANDS: Mapping[str, Callable[[Run], Awaitable[int]]] = {
+    "start": start,
+    "stop": on_vms,
+    "kill": on_vms,
+    "pause": on_vms,
+    "resume": on_vms,
+    "reboot": on_vms,
+    "extend": on_vms,
+    "drain": on_host,
+    "undrain": on_host,
+    "list": listing,
+    "report": report,
+    "watch": watch,
+}
