@@ -173,6 +173,7 @@ TABLE: List[Row] = [
     ("kvm", OWNER, "/dev/kvm", NOT_THERE, Level.FAIL, "modprobe"),
     ("kvm", OWNER, "/dev/kvm", Owned("root", "root", 0o600), Level.FAIL, "chown root:kvm /dev/kvm"),
     ("kvm", OWNER, "/dev/kvm", Owned("root", "kvm", 0o600), Level.FAIL, "chmod 660"),
+    ("kvm", OWNER, "/dev/kvm", Owned("root", "root", 0o660), Level.FAIL, "group root"),
     ("kvm", OWNER, "/dev/kvm", Owned("root", "kvm", 0o666), Level.OK, "kvm"),
     ("virtualisation", FILE, "/proc/cpuinfo", b"flags : fpu sse\n", Level.FAIL, "emulation: allow"),
     ("virtualisation", FILE, "/proc/cpuinfo", b"flags : svm\n", Level.OK, "svm"),
