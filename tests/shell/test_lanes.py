@@ -48,6 +48,7 @@ class World:
         self.late: List[str] = []
         self.held: List[Held] = []
         self.lanes = Lanes("test", 2, self.reactor, self.late.append)
+        self._others = set(threading.enumerate())
 
     def ask(self, key: str, value: Any = None, error: Any = None, deadline: float = DEADLINE) -> Any:
         call = Held(value, error)
@@ -61,6 +62,10 @@ class World:
     def let_go(self, call: Held) -> None:
         call.go.set()
         self.reactor.turn()
+
+    def threads(self) -> List[str]:
+        """Names of those made since."""
+        return sorted(thread.name for thread in threading.enumerate() if thread not in self._others)
 
     def close(self) -> None:
         self.lanes.stop()
@@ -137,7 +142,7 @@ def test_no_thread_is_made_before_it_is_needed_and_idle_ones_are_used_again(worl
     world.let_go(first)
     second = world.ask("b")
     second.wait()
-    assert (first.thread, second.thread) == ("test-1-1", "test-1-1")
+    assert (first.thread, second.thread) == ("test-1-1", "test-1-1") and world.threads() == ["test-1-1"]
     third = world.ask("c")
     third.wait()
     assert third.thread == "test-1-2"

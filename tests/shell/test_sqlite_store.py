@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from tests.support import building as b
 from tests.support.opened import OpenedStore
 from tests.support.waiting import until
-from vmagent.core.changes import Change, Publish, PutSetting, PutVm
+from vmagent.core.changes import Change, Publish, PutAudit, PutSetting, PutVm
 from vmagent.core.model import Now
 from vmagent.errors import Fault, FaultKind
 from vmagent.store import schema
@@ -98,6 +98,15 @@ def torn_pages(path: Path) -> None:
         file.write(b"\xa5" * (os.path.getsize(path) - 4096))
 
 
+def torn_audit(path: Path) -> None:
+    """Pages that opening has no need to read."""
+    raw = bytearray(path.read_bytes())
+    for page in range(0, len(raw), 4096):
+        if b"wide" * 100 in raw[page : page + 4096]:
+            raw[page : page + 8] = b"\xa5" * 8
+    path.write_bytes(raw)
+
+
 def cut_short(path: Path) -> None:
     os.truncate(path, 4096 * 3)
 
@@ -114,10 +123,13 @@ def row_that_is_no_record(path: Path) -> None:
     edit(path, "UPDATE vms SET record = '[]'")
 
 
-@pytest.mark.parametrize("harm", [garbage, torn_pages, cut_short, no_table, row_that_is_no_json, row_that_is_no_record])
+@pytest.mark.parametrize(
+    "harm", [garbage, torn_pages, torn_audit, cut_short, no_table, row_that_is_no_json, row_that_is_no_record]
+)
 def test_a_damaged_file_is_set_aside_and_told(path: Path, harm: Any) -> None:
     with OpenedStore(path) as opened:
         opened.commit(PutVm(b.record()), event())
+        opened.commit(*(PutAudit(b.WALL, "", "", "", "x", "", "wide" * 500) for _ in range(20)))
         before = opened.epoch
     harm(path)
     content = path.read_bytes()
@@ -154,6 +166,15 @@ def test_only_the_agents_user_may_read_it(path: Path) -> None:
         opened.commit(event())
         for part in path.parent.iterdir():
             assert stat.S_IMODE(part.stat().st_mode) == 0o600, part
+
+
+def test_a_vm_that_is_forgotten_leaves_no_tag_behind(path: Path) -> None:
+    with OpenedStore(path) as opened:
+        opened.commit(PutVm(b.record(closed=True)))
+        assert opened.ask("prune", Now(1.0, "2030-01-01T00:00:00.000Z", b.BOOT)) == 1
+    connection = sqlite3.connect(str(path))
+    assert connection.execute("SELECT * FROM vm_tags").fetchall() == []
+    connection.close()
 
 
 # -- versions
@@ -341,6 +362,20 @@ def test_commits_that_a_stuck_one_took_along_are_unknown(path: Path) -> None:
         other.execute("ROLLBACK")
         other.close()
         opened.reactor.turn()
+        assert [row.data["n"] for row in opened.ask("outbox", 0, 9)] == [0, 1]
+
+
+def test_what_is_known_to_be_stored_is_no_failure_although_the_deadline_passed(path: Path) -> None:
+    with OpenedStore(path) as opened:
+        go = held(opened)
+        got: List[Any] = []
+        for n in range(2):
+            opened.store.commit([event(n)]).addBoth(got.append)
+        go.set()
+        opened.reactor.turn()  # the holder ends, the first commit begins
+        until(opened.reactor.handed_over, what="both are stored, the reactor does not know it yet")
+        opened.reactor.advance(10)
+        assert got == [None, None]
         assert [row.data["n"] for row in opened.ask("outbox", 0, 9)] == [0, 1]
 
 

@@ -22,6 +22,10 @@ class HandTurned(Clock):
     def callFromThread(self, call: Callable[..., Any], *args: Any) -> None:
         self._handed.put((call, args))
 
+    def handed_over(self) -> bool:
+        """Whether a thread's call waits for the next turn."""
+        return not self._handed.empty()
+
     def turn(self, seconds: float = 20.0) -> None:
         """Wait for one call from a thread and make it."""
         try:
