@@ -115,6 +115,17 @@ def test_retries_are_identical_and_grow_rarer(world: World) -> None:
     assert len({sent.body for sent in world.link.sent}) == 1
 
 
+def test_what_is_sent_the_moment_the_link_comes_is_sent_once(tmp_path: Path) -> None:
+    world = World(site(tmp_path))
+
+    async def begin() -> None:
+        await world.controller.connect()
+        await world.controller.start(HOST, **START)
+
+    fired(begin())
+    assert len(world.link.sent) == 1
+
+
 def test_a_final_reply_ends_the_retries(world: World) -> None:
     handle = start(world)
     world.reply(handle.id, "done", done(handle))

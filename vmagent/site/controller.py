@@ -143,12 +143,12 @@ class Controller:
         self.link = state
         if not came:
             return
-        connecting, self._connecting = self._connecting, []
-        for one in connecting:
-            one.callback(None)
         for sent in list(self._waiting.values()):
             if not sent.handle.answered:
                 self._post(sent)
+        connecting, self._connecting = self._connecting, []
+        for one in connecting:  # last: whoever waited sends at once, and that is not to be repeated here
+            one.callback(None)
 
     # -- commands
 
