@@ -26,6 +26,7 @@ from vmagent import configfile
 from vmagent import log as logs
 from vmagent.config import Config
 from vmagent.core import walltime
+from vmagent.core.changes import Stored
 from vmagent.core.model import Now
 from vmagent.errors import Fault, Problem
 from vmagent.parts import Parts, build
@@ -85,8 +86,7 @@ class Daemon:
         parts.local.listen()
         stored = await parts.store.open(parts.clock.now())
         parts.world.load(stored)
-        log.info("store open: epoch %s number %d (%s), %d VMs", stored.epoch.id, stored.epoch.number,
-                 stored.epoch.cause, len(stored.records))
+        self._tell_epoch(stored)
         await parts.recovery.restored()
         await parts.recovery.recall()
         await parts.images.start()
@@ -103,7 +103,17 @@ class Daemon:
         self._snapshot_later()
         self._watchdog()
         notify("READY=1\nSTATUS=running")
-        log.info("ready")
+        logs.event(log, "agent-ready", "ready", epoch=stored.epoch.id)
+
+    def _tell_epoch(self, stored: Stored) -> None:
+        epoch = stored.epoch
+        log.info("store open: epoch %d, %d VMs", epoch.number, len(stored.records))
+        if epoch.set_aside:
+            logs.event(log, "store-corrupt", f"the store could not be read: set aside as {epoch.set_aside}",
+                       file=epoch.set_aside, epoch=epoch.id)
+        if epoch.cause != "first":
+            logs.event(log, "store-epoch", f"epoch {epoch.number} of the store began: {epoch.cause}", epoch=epoch.id,
+                       reason=epoch.cause)
 
     async def _first_look(self) -> None:
         """Attempt one observation; a libvirt that hangs holds nobody up."""
@@ -133,7 +143,7 @@ class Daemon:
         loop.start(seconds, now=False)
 
     def _surprise(self, failure: Any) -> None:
-        log.error("a periodic task failed", exc_info=(failure.type, failure.value, failure.tb))
+        logs.surprise(log, "a periodic task failed", failure)
 
     def _snapshot_later(self) -> None:
         """Every ten minutes with jitter, so that a thousand hosts do not speak at once."""
@@ -167,9 +177,10 @@ class Daemon:
         """SIGHUP: the site's policy and the trust in signers take effect at once; what needs a restart is named."""
         notify(f"RELOADING=1\nMONOTONIC_USEC={int(time.monotonic() * 1e6)}")
         try:
-            fresh = configfile.read(self._path)
+            fresh = configfile.read(self._path, self._config.policy.host)
         except Problem as problem:
-            log.error("configuration not reloaded, the old one stays: %s", problem)
+            logs.event(log, "config-refused", f"the old configuration stays: {problem}", file=str(self._path),
+                       reason=str(problem))
         else:
             self._take(fresh)
         notify("READY=1")
@@ -179,13 +190,14 @@ class Daemon:
         stale = [name for name in names if getattr(fresh, name) != getattr(self._config, name)]
         self.parts.adopt_policy(fresh.policy)
         self._config = dataclasses.replace(self._config, policy=fresh.policy)
-        log.info("configuration reloaded")
+        logs.event(log, "config-read", "the configuration was read again", file=str(self._path))
         if stale:
             log.warning("these changes need a restart: %s", ", ".join(stale))
 
     def stop(self) -> Deferred[None]:
         """SIGTERM: take nothing new, close what can be closed; guests, rules and limits stay."""
         notify("STOPPING=1")
+        logs.event(log, "agent-stopping", "stopping; guests, rules and limits stay as they are")
         for loop in self._loops:
             if loop.running:
                 loop.stop()

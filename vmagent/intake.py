@@ -164,8 +164,6 @@ class Intake:
 
     def _told(self, command: Command, row: CommandRow, problem: Problem, now: Now) -> List[Change]:
         """A refusal of somebody we know: answered, audited, published, logged."""
-        log.warning("refused %s of %s: %s", command.verb, command.signer.subject, problem,
-                    extra={"command": command.id})
         alert = events.security_alert(kind="command-refused", detail=str(problem), now=now, who=command.signer.subject,
                                       command=command.id, problem=problem.type)
         changes: List[Change] = [_audit(command, row, now, str(problem)),
@@ -257,7 +255,6 @@ class Intake:
     async def _malformed(self, problem: Problem, body: bytes, signer: Signer) -> None:
         """Authentic, but not a command for us: answered where its sender asked if that is allowed."""
         now = self._clock.now()
-        log.warning("refused a frame of %s: %s", signer.subject, problem)
         alert = events.security_alert(kind="command-refused", detail=str(problem), now=now, who=signer.subject,
                                       problem=problem.type)
         command = request.claimed(body, "id")
@@ -278,7 +275,6 @@ class Intake:
     async def _stranger(self, problem: Problem, raw: bytes) -> None:
         """Somebody we cannot authenticate: bounded in every way, and never in the way of the queue."""
         now = self._clock.now()
-        log.warning("refused an unauthenticated frame: %s", problem)
         who = str(problem.fields.get("signer", "unknown"))
         key = (who, problem.type)
         self._strangers[key] = self._strangers.get(key, 0) + 1

@@ -26,6 +26,7 @@ from twisted.logger import (
     STDLibLogObserver,
     globalLogBeginner,
 )
+from twisted.python.failure import Failure
 
 PREFIX = "VMAGENT_"
 
@@ -141,6 +142,13 @@ def event(logger: logging.Logger, name: str, text: str, **fields: Any) -> None:
     extra: Dict[str, Any] = {PREFIX + key.upper(): str(value) for key, value in _allowed(fields).items()}
     extra["MESSAGE_ID"] = message.id
     logger.log(message.level, "%s", text, extra=extra, exc_info=name == "surprise" and sys.exc_info()[0] is not None)
+
+
+def surprise(logger: logging.Logger, text: str, failure: Failure) -> None:
+    """A "surprise" out of a Deferred's failure, traceback included."""
+    message = MESSAGES["surprise"]
+    error = failure.value
+    logger.log(message.level, "%s: %s", text, error, extra={"MESSAGE_ID": message.id}, exc_info=error)
 
 
 def _allowed(fields: Mapping[str, Any]) -> Dict[str, Any]:

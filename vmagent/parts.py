@@ -24,6 +24,7 @@ from vmagent.broker.outbox import Outbox
 from vmagent.broker.profiles import PROFILES
 from vmagent.broker.signing import Unsigned, Verifier
 from vmagent.broker.trust import TrustStore
+from vmagent.chronicle import Chronicle, Feeds
 from vmagent.config import Config
 from vmagent.consequences import Consequences
 from vmagent.core import events, walltime
@@ -42,6 +43,7 @@ from vmagent.intake import Intake, Limits
 from vmagent.lanes import Lanes
 from vmagent.local.feed import LiveFeed
 from vmagent.local.server import LocalServer
+from vmagent.log import event, surprise
 from vmagent.observer import Observer
 from vmagent.queries import Queries
 from vmagent.reconciler import Reconciler
@@ -88,11 +90,14 @@ class Parts:
         """libvirt came or went."""
         if not self.connected.called:
             self.connected.callback(None)
+        info = self.hypervisor.info()
         if up:
             self.world.degraded.pop("libvirt", None)
+            event(log, "libvirt-up", f"libvirt answers: {info.why}", peer=info.uri)
         else:
-            self.world.degraded["libvirt"] = self.hypervisor.info().why
+            self.world.degraded["libvirt"] = info.why
             self.observer.unseen()
+            event(log, "libvirt-away", f"libvirt is away: {info.why}", peer=info.uri, reason=info.why)
         self.reconciler.mark_all()
         self._run(self.announcer.changed())
 
@@ -136,10 +141,10 @@ class Parts:
 
 def _told(failure: Failure) -> None:
     """Edge: nobody waits for this work."""
-    if failure.check(Fault):
+    if isinstance(failure.value, Fault):
         log.warning("%s", failure.value)
     else:
-        log.error("%s", failure.value, exc_info=(type(failure.value), failure.value, failure.getTracebackObject()))
+        surprise(log, "a task in the background failed", failure)
 
 
 class _LateOutbox:
@@ -169,7 +174,7 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
 
     hypervisor = Libvirt(config.hypervisor, policy.instance, paths, reactor, processes.halted, chance.random)
     late, feed = _LateOutbox(), LiveFeed()
-    world = World(store, late, feed)
+    world = World(store, late, Feeds(feed, Chronicle()))
     consequences = Consequences(world, policy)
     observer = Observer(world, hypervisor, images, witness, processes, clock)
     performers = {"hypervisor": hypervisor, "images": images, "witness": witness}
@@ -236,7 +241,10 @@ def _channel(
     def changed(state: LinkState) -> None:
         if state.up:
             world.degraded.pop("broker", None)
-        else:
+            event(log, "broker-up", "the broker is connected", peer=state.url)
+        elif "broker" not in world.degraded:
+            event(log, "broker-away", f"no broker: {state.why}", peer=state.url, reason=state.why)
+        if not state.up:
             world.degraded["broker"] = state.why
         channel.inbox.link_changed(state)
         channel.outbox.link_changed(state)

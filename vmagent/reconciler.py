@@ -18,9 +18,11 @@ from vmagent.consequences import Consequences
 from vmagent.core import plan as planning
 from vmagent.core.actions import TABLE, Action
 from vmagent.core.changes import Change
+from vmagent.core.ending import because
 from vmagent.core.model import Observed, Seen, VmRecord
 from vmagent.crashpoint import reach
 from vmagent.errors import Fault, FaultKind
+from vmagent.log import event
 from vmagent.observer import MISSING_APART_S, Observer
 from vmagent.world import World
 
@@ -123,7 +125,7 @@ class Reconciler:
         try:
             await self._step(record)
         except Exception:  # noqa: BLE001 - edge: one VM's surprise must not stop the loop
-            log.exception("step of %s", record.vm, extra={"vm": record.vm})
+            event(log, "surprise", f"a step of {record.vm} failed", vm=record.vm)
             self._later(record.vm, self._backoff(record.vm))
 
     async def _step(self, record: VmRecord) -> None:
@@ -147,7 +149,8 @@ class Reconciler:
         try:
             planned = await within(self._timer, adopting, COMMIT_WAIT_S)
         except Fault as fault:
-            log.error("cannot record a step of %s: %s", record.vm, fault, extra={"vm": record.vm})
+            event(log, "store-failed", f"cannot record a step of {record.vm}: {fault}", vm=record.vm,
+                  fault=fault.kind.value)
             newest = self._world.records.get(record.vm)
             return (self._plan(newest, observed), False) if newest else (None, False)
         if planned is not None and planned.record.phase != "ready" and self._world_phase(record.vm) == "ready":
@@ -193,28 +196,35 @@ class Reconciler:
         self.mark(action.vm)
 
     async def _failed(self, action: Action, fault: Fault) -> None:
-        log.warning("%s of %s: %s", action.do.value, action.vm, fault, extra={"vm": action.vm})
-        if fault.kind in (FaultKind.REFUSED, FaultKind.FULL):
-            await self._give_up(action, fault)
+        """What it means is the planner's to say; people read it in the reason trail."""
+        event(log, "action-failed", f"{action.do.value} of {action.vm}: {fault}", vm=action.vm, action=action.do.value,
+              fault=fault.kind.value)
+        if fault.kind is not FaultKind.AWAY:
+            await self._record(action, fault)
         if fault.kind is FaultKind.GONE:
             self.mark(action.vm)
         else:
             self._later(action.vm, self._backoff(action.vm))
 
-    async def _give_up(self, action: Action, fault: Fault) -> None:
-        """Asked again it fails again: what that means for the wish is the planner's to say."""
+    async def _record(self, action: Action, fault: Fault) -> None:
+        final = fault.kind in (FaultKind.REFUSED, FaultKind.FULL)
 
         async def decide() -> Tuple[Tuple[Change, ...], None]:
             before = self._world.records.get(action.vm)
             now = self._clock.now()
             if before is None:
                 return (), None
-            return tuple(self._consequences.of_record(before, planning.gave_up(before, action, fault.detail, now), now)), None
+            if final:
+                after = planning.gave_up(before, action, fault.detail, now)
+            else:
+                after = because(before, "agent", f"{action.do.value}: {fault.detail}", now)
+            return tuple(self._consequences.of_record(before, after, now)), None
 
         try:
             await self._world.transact(decide)
         except Fault as failed:
-            log.error("cannot record the failure of %s: %s", action.vm, failed, extra={"vm": action.vm})
+            event(log, "store-failed", f"cannot record the failure of {action.vm}: {failed}", vm=action.vm,
+                  fault=failed.kind.value)
 
     # -- time
 

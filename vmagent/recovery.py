@@ -92,7 +92,7 @@ class Recovery:
             record = adoption.came_back(known[0], now)
         else:
             record = adoption.from_tag(domain, domain.tag, now, self._consequences.policy)
-        log.warning("%s: %s", domain.vm, record.reasons[-1].why, extra={"vm": domain.vm})
+        log.warning("%s: %s", domain.vm, record.reasons[-1].why)
         await self._change([(None, record)])
         self._reconciler.mark(domain.vm)
 

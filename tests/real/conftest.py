@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, Tuple
 
@@ -19,6 +20,22 @@ from vmagent.site import pki
 BRIDGE = "vmatbr0"
 SUBNET = "198.51.100"
 INSTANCE = "vmat"
+
+
+@pytest.fixture(scope="session")
+def base() -> Iterator[Path]:
+    """A folder that QEMU's own user can pass through; pytest's own is closed to others."""
+    folder = Path(tempfile.mkdtemp(prefix="vmagent-real-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def tmp_path(base: Path) -> Path:
+    folder = Path(tempfile.mkdtemp(dir=base))
+    folder.chmod(0o755)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -38,13 +55,10 @@ def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def golden(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Path, Dict[str, Any]]:
+def golden(base: Path) -> Tuple[Path, Dict[str, Any]]:
     """(image directory, catalogue entry) of a small Linux that boots from disk and answers."""
-    folder = tmp_path_factory.mktemp("golden")
-    for parent in folder.parents:
-        if str(parent).startswith(("/tmp/", "/var/tmp/")):
-            parent.chmod(0o755)  # QEMU's own user must reach the image
-    folder.chmod(0o755)
+    folder = base / "golden"
+    folder.mkdir(mode=0o755)
     made = subprocess.run([sys.executable, str(ROOT / "share" / "build-try-image"), str(folder)],
                           check=True, capture_output=True, text=True)
     return folder, json.loads(made.stdout)
@@ -77,9 +91,6 @@ def trust(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config(hypervisor: str, rabbitmq: Any, golden: Any, bridge: str, trust: Path, tmp_path: Path) -> Dict[str, Any]:
     directory, image = golden
-    for parent in (tmp_path, *tmp_path.parents):
-        if str(parent).startswith(("/tmp/", "/var/tmp/")):
-            parent.chmod(0o755)
     (tmp_path / "passcode").write_text("guest")
     return {
         "site": SITE, "host": HOST, "instance": INSTANCE,

@@ -104,7 +104,7 @@ def test_the_store_lost_under_running_guests(agent: Agent, controller: Controlle
 
 
 def test_an_old_store_restored(agent: Agent, controller: Controller, tmp_path: Path) -> None:
-    """The copy knows a VM that has ended since, and does not know one that runs: neither runs again, neither is lost."""
+    """The copy knows a VM that has ended since, and not one that runs: the one stays ended, the other goes on."""
     agent.start()
     old = vm_of(controller.send("vm.start", start_args(networks=None, name="old")))
     controller.wait_phase(old, "ready")

@@ -56,7 +56,7 @@ def test_start_to_ready_and_to_the_end(site: Site) -> None:
     assert site.replies(id)[1]["status"] == "done"
     phases = [s["phase"] for s in site.states(vm)]
     assert phases[0] == "pending" and phases[-1] == "ready" and "starting" in phases
-    assert {name for name, _ in site.world.records[vm].timings_ms} == {"fetched", "defined", "proven", "resumed", "ready"}
+    assert {n for n, _ in site.world.records[vm].timings_ms} == {"fetched", "defined", "proven", "resumed", "ready"}
     stop = site.send("vm.stop", {"vms": [vm]})
     site.settle(lambda: vm not in site.world.records)
     assert site.replies(stop)[-1]["status"] == "done"
