@@ -1,8 +1,8 @@
 """The composition root: builds every part, wires them in one readable place, starts and stops them in order.
 
 The only importer of the reactor, and the only place that reads the machine's clocks.
-Order of a start: socket (so that an administrator can look at once), store, first observation *attempted*, READY=1, then
-the broker's commands.  Order of a stop: nothing new is taken, what runs stays: guests, rules and limits are not touched.
+Order of a start: socket (so that an administrator can look at once), store, first observation *attempted*, then the
+broker's commands and READY=1.  Order of a stop: nothing new is taken; guests, rules and limits are not touched.
 """
 
 from __future__ import annotations

@@ -245,7 +245,7 @@ REFUSED = (
     ("vm.start", {}, {"target": "other.example.org"}, "wrong-target"),
     ("vm.start", {"name": "../../etc/passwd"}, {}, "schema"),
     ("vm.start", {"name": "<domain/>"}, {}, "schema"),
-    ("vm.start", {}, {"valid_until": "2026-11-20T12:00:00.000Z", "issued_at": "2026-11-20T11:00:00.000Z"}, "stale-command"),
+    ("vm.start", {}, {"valid_until": "2026-11-20T12:00:00Z", "issued_at": "2026-11-20T11:00:00Z"}, "stale-command"),
     ("vm.start", {}, {"issued_at": "2026-11-20T13:00:00.000Z"}, "future-command"),
     ("vm.start", {}, {"reply_to": "/queue/elsewhere"}, "reply-to"),
     ("vm.start", {}, {"schema": "vm.explode/1"}, "unknown-verb"),

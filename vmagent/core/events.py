@@ -260,7 +260,9 @@ def host_state(
         "drained": drained,
         "degraded": [{"part": part, "why": why} for part, why in sorted(degraded.items())],
         "epoch": {"id": epoch.id, "number": epoch.number, "born_at": epoch.born_wall, "cause": epoch.cause},
-        "hypervisor": {**codec.plain(info), "domain_type": info.domain_type or "unknown", "since": _ago(info.since, now)},
+        "hypervisor": {
+            **codec.plain(info), "domain_type": info.domain_type or "unknown", "since": _ago(info.since, now)
+        },
         "commands": sorted(commands),
         "security": security,
         "certificates": [{"file": file, "days_left": days} for file, days in sorted(certificates.items())],

@@ -87,11 +87,12 @@ def apply(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmRec
     _in_order(command, record)
     record = dataclasses.replace(record, generation=record.generation + 1)
     record = _EFFECTS[command.verb](command, record, policy, now)
+    last = {**dict(record.last_commands), command.signer.subject: command.issued_wall}
     reason = Reason(command.signer.subject, command.reason or command.verb, now.wall)
     return dataclasses.replace(
         record,
         reasons=(*record.reasons, reason)[-REASONS_KEPT:],
-        last_commands=tuple(sorted({**dict(record.last_commands), command.signer.subject: command.issued_wall}.items())),
+        last_commands=tuple(sorted(last.items())),
     )
 
 
