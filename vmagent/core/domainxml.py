@@ -8,7 +8,9 @@ Rules
    carries `<seclabel model='dac' relabel='no'/>` (FACTS F19).
 3. Overlays go through the host's page cache: a guest's flush still reaches the disk, guests on one golden image share
    its pages, and it works on every file system (cache=none needs O_DIRECT).
-4. A guest boots from its overlay only: no network boot ROM, no graphics, no USB, no balloon.
+4. The vCPUs' cap stands in the definition, so it holds before the first instruction.  That of QEMU's own thread does
+   not: it would stretch QEMU's start (0.35 s of work); it is set while the guest is still paused (hypervisor/perform).
+5. A guest boots from its overlay only: no network boot ROM, no graphics, no USB, no balloon.
 
 The tag is one element of our name space in <metadata>; its text is the canonical JSON of `model.Tag`.  libvirt hands it
 out with or without the name space declaration, so only the local name is compared.
@@ -23,7 +25,7 @@ import xml.etree.ElementTree as ElementTree
 from typing import Any, Mapping, Optional, Tuple, Type, Union
 from xml.etree.ElementTree import Element
 
-from vmagent.core import codec, limits
+from vmagent.core import codec
 from vmagent.core.drivers import Profile
 from vmagent.core.identity import domain_name
 from vmagent.core.model import CpuLimit, Interface, Tag, VmSpec
@@ -84,11 +86,8 @@ def _cputune(domain: Element, profile: Profile, cpu: CpuLimit) -> None:
     if profile.cpu_cap != "quota" or cpu.quota_us < 0:
         return
     cputune = _add(domain, "cputune")
-    emulator = limits.emulator_limit(cpu)
     _add(cputune, "period", cpu.period_us)
     _add(cputune, "quota", cpu.quota_us)
-    _add(cputune, "emulator_period", emulator.period_us)
-    _add(cputune, "emulator_quota", emulator.quota_us)
 
 
 def _machine(domain: Element, profile: Profile) -> None:

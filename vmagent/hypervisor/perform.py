@@ -109,20 +109,25 @@ class Hands:
             domain.setAutostart(0)
         if profile.starts_paused:
             domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED | libvirt.VIR_DOMAIN_START_FORCE_BOOT)
+            if profile.cpu_cap == "quota" and limits.cpu_limit(action.spec).quota_us >= 0:
+                self._set_quota(domain, action, libvirt.VIR_DOMAIN_AFFECT_LIVE)  # QEMU's own thread: see core/domainxml
         else:
             domain.create()
             domain.suspend()
 
     def _apply_cpu(self, domain: libvirt.virDomain, action: Action) -> None:
-        cpu = action.cpu or limits.cpu_limit(action.spec)
         if self._profile.cpu_cap == "credit":
+            cpu = action.cpu or limits.cpu_limit(action.spec)
             domain.setSchedulerParameters({"cap": limits.credit_cap(action.spec, cpu)})
         else:
-            for part in (libvirt.VIR_DOMAIN_AFFECT_LIVE, libvirt.VIR_DOMAIN_AFFECT_CONFIG):
-                if part & _affected(
-                    domain
-                ):  # one by one: the binding reads the parameters first, and only one can be read
-                    domain.setSchedulerParametersFlags(_quota(cpu), part)
+            self._set_quota(domain, action, _affected(domain))
+
+    def _set_quota(self, domain: libvirt.virDomain, action: Action, affected: int) -> None:
+        """One by one: the binding reads the parameters first, and only one of live and config can be read."""
+        quota = _quota(action.cpu or limits.cpu_limit(action.spec))
+        for part in (libvirt.VIR_DOMAIN_AFFECT_LIVE, libvirt.VIR_DOMAIN_AFFECT_CONFIG):
+            if part & affected:
+                domain.setSchedulerParametersFlags(quota, part)
 
     def _resume(self, domain: libvirt.virDomain, action: Action) -> None:
         seen = _seen(domain)
