@@ -334,6 +334,7 @@ def test_events_follow_until_the_client_goes() -> None:
     session.connectionLost()
     agent.say("b")
     assert transport.value() == b""
+    assert agent.feed.watchers == 0
 
 
 def test_only_events_are_shown() -> None:
@@ -502,6 +503,22 @@ def test_two_agents_do_not_share_a_socket(running: Running, tmp_path: Path) -> N
         second.end()
     assert caught.value.type == "socket-in-use"
     assert talk(path, {"id": 1, "verb": "list"})
+
+
+def test_an_agent_whose_socket_was_removed_still_holds_its_place(running: Running, tmp_path: Path) -> None:
+    path = tmp_path / "run" / "vmagent.sock"
+    running.call(running.server.listen)
+    path.unlink()
+    second = Running(path)
+    try:
+        with pytest.raises(Problem) as caught:
+            second.call(second.server.listen)
+        assert caught.value.type == "socket-in-use"
+        assert running.call(running.server.stop) is None
+        second.call(second.server.listen)
+        assert talk(path, {"id": 1, "verb": "list"})
+    finally:
+        second.end()
 
 
 def test_something_that_is_no_socket_is_left_alone(running: Running, tmp_path: Path) -> None:

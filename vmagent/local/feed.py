@@ -41,6 +41,11 @@ class LiveFeed:
         """The newest `limit` entries, oldest first."""
         return list(self._recent)[-limit:] if limit > 0 else []
 
+    @property
+    def watchers(self) -> int:
+        """How many watch now."""
+        return len(self._watchers)
+
     def watch(self, watcher: Watcher) -> Callable[[], None]:
         """Call `watcher` with every new entry, until the returned function is called (once)."""
         self._watchers.append(watcher)

@@ -95,6 +95,8 @@ class LocalServer:
         for session in tuple(self._sessions.open):
             session.close()
         port, self._port = self._port, None
+        if port is not None and not self._path.exists():
+            self._path.touch()  # somebody removed the socket; Twisted closes a listener only when it can do so itself
         closed: Deferred[None] = maybeDeferred(port.stopListening if port is not None else lambda: None)
         closed.addBoth(self._stopped)
         return closed

@@ -91,9 +91,7 @@ class Handle:
         return tuple(result.get("members") or ())
 
     def take(self, reply: Reply) -> None:
-        """A reply came; after the last one nothing changes any more."""
-        if self.settled:
-            return
+        """A reply came; what waits is settled once, by the first reply that does."""
         self.reply = reply
         status = reply["status"]
         if not self.ids:
