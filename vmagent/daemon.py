@@ -8,6 +8,7 @@ broker's commands and READY=1.  Order of a stop: nothing new is taken; guests, r
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import importlib
 import logging
 import os
@@ -64,6 +65,17 @@ def notify(state: str) -> None:
     sd.notify(state)
 
 
+def _own(path: Path) -> int:
+    """Two agents never share a state directory; the lock goes with the process.  Problem `state-in-use`."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Problem("state-in-use", f"another agent runs on {path.parent}; stop it, or give this one its own "
+                      "directories.state", path="directories.state") from None
+    return handle
+
+
 class Daemon:
     """One run of the agent."""
 
@@ -71,6 +83,7 @@ class Daemon:
         self._config = config
         self._path = path
         config.directories.state.mkdir(mode=STATE_MODE, parents=True, exist_ok=True)
+        self._lock = _own(config.directories.state / "vmagent.lock")
         self.parts: Parts = build(config, reactor, SystemClock(), random.SystemRandom())
         self._loops: List[LoopingCall] = []
         self.code = 0
@@ -208,7 +221,11 @@ def run(config: Config, path: Path) -> int:
     """Run until SIGTERM or SIGINT; returns the exit code."""
     reactor.seconds = boottime  # wall time by default, and then a clock step moves every callLater (FACTS F11)
     logs.setup(config.log_level)
-    daemon = Daemon(config, path)
+    try:
+        daemon = Daemon(config, path)
+    except Problem as problem:
+        log.critical("cannot start: %s", problem)
+        return EXIT_FAILED
     reactor.addSystemEventTrigger("before", "shutdown", daemon.stop)
     signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(daemon.reload))
     reactor.callWhenRunning(daemon.start)

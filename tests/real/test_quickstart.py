@@ -1,0 +1,24 @@
+"""The README's first command: every step is proven, and nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.agent import ROOT
+
+
+@pytest.mark.parametrize("kind", ("qemu", "test"))
+def test_quickstart_proves_itself_and_leaves_nothing(base: Path, hypervisor: str, kind: str) -> None:
+    folder = base / f"quickstart-{kind}"
+    bridges = set(os.listdir("/sys/class/net"))
+    argv = [sys.executable, str(ROOT / "quickstart"), "--check", "--hypervisor", kind, "--folder", str(folder)]
+    done = subprocess.run(argv,
+                          capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every step was proven" in done.stdout
+    assert not folder.exists() and set(os.listdir("/sys/class/net")) <= bridges
