@@ -1,7 +1,7 @@
 """The one place where a command is decided, for both routes (PROTOCOL 3).
 
-In this order: size, strict JSON, schema, signature and chain, target, seen before, freshness, authority, admission; then
-one commit holds the command, the wishes it changes and the reply.  A refusal is a verdict too: it is stored, answered,
+In this order: size, strict JSON, schema, signature and chain, target, seen before, freshness, authority, admission.
+Then one commit holds the command, the wishes it changes and the reply.  A refusal is a verdict too: it is stored, answered,
 audited and published.  What cannot be authenticated is answered only to the default replies queue, at a bounded
 rate, kept in a bounded ring, and published in sums per source, problem and minute.
 """
@@ -241,8 +241,8 @@ class Intake:
         return CommandRow(
             id=command.id, digest=command.digest, schema=command.schema, signer=command.signer.subject,
             route=command.route, issued_wall=command.issued_wall, valid_until_wall=command.valid_until_wall,
-            reply_to=self._allowed_reply(command.reply_to), members=members, status=status, reply=reply, received_wall=now.wall,
-            args=command.args,
+            reply_to=self._allowed_reply(command.reply_to), members=members, status=status, reply=reply,
+            received_wall=now.wall, args=command.args,
         )
 
     def _allowed_reply(self, asked: str) -> str:

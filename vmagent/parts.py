@@ -194,8 +194,8 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
     local = LocalServer(config.socket, reactor,
                         lambda payload, signer: Deferred.fromCoroutine(intake.local(payload, signer)),
                         queries.table(), feed, clock, policy.host)
-    return Parts(clock, store, images, hypervisor, channel, world, consequences, observer, reconciler, recovery, announcer,
-                 intake, local, trust, lanes)
+    return Parts(clock, store, images, hypervisor, channel, world, consequences, observer, reconciler, recovery,
+                 announcer, intake, local, trust, lanes)
 
 
 def _verifier(config: Config, trust: TrustStore) -> ports.Verifier:

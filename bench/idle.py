@@ -1,0 +1,109 @@
+"""What the agent costs while nothing happens: CPU of one core with N idle VMs, against one look by virsh.
+
+    python3 -m bench.idle [VMS] [SECONDS]        (root, libvirt, QEMU; default 100 VMs, 120 s)
+
+Guests are bare QEMUs of 32 MiB without an operating system.  The peer is `virsh domstats --state`, one whole look at the
+same domains by somebody else's code, measured in the same run; the agent looks once a minute and holds its limits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import Any, Dict
+
+from tests.support.agent import HOST, SITE, Agent
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def config(folder: Path, vms: int) -> Dict[str, Any]:
+    image = folder / "images" / "none.raw"
+    image.parent.mkdir()
+    image.write_bytes(b"\0" * (1 << 20))
+    digest = subprocess.run(["sha512sum", str(image)], capture_output=True, text=True, check=True).stdout.split()[0]
+    (folder / "trust").mkdir()
+    return {
+        "site": SITE, "host": HOST, "instance": "vmab",
+        "directories": {"state": str(folder / "state"), "run": str(folder / "run")},
+        "hypervisor": {"uri": "qemu:///system", "emulation": "allow"},
+        "broker": {"profile": "rabbitmq", "urls": ["stomp://127.0.0.1:1"]},
+        "security": {"ca_directory": str(folder / "trust")},
+        "flavours": {"bare": {"cores": 1, "memory_mib": 32, "disk_gib": 1}},
+        "images": {"directory": str(image.parent), "catalogue": {
+            "none": {"file": "none.raw", "format": "raw", "sha512": digest}}},
+        "limits": {"cores": 1, "memory_mib": 64, "disk_gib": 1, "lifetime_s": 86400, "count": max(1, vms)},
+        "capacity": {"reserved_memory_mib": 256, "disk_floor_gib": 0, "cpu_overcommit": 64},
+    }
+
+
+def start(agent: Agent, vms: int) -> float:
+    """Start them all through the local socket; seconds until every one is ready."""
+    payload = {"schema": "vm.start/1", "id": str(uuid.uuid4()), "on_behalf_of": {"subject": "/CN=bench"},
+               "args": {"flavour": "bare", "image": {"id": "none"}, "lifetime_s": 86400, "count": vms}}
+    begun = time.monotonic()
+    answer = agent.ask("command", **payload)
+    assert answer.get("status") == "accepted", answer
+    while time.monotonic() - begun < 600:
+        rows = agent.ask("list")["vms"]
+        if len(rows) == vms and all(row["phase"] == "ready" for row in rows):
+            return time.monotonic() - begun
+        time.sleep(1)
+    raise SystemExit(f"not all are ready after 600 s: {[row['phase'] for row in rows]}")
+
+
+def look_s(rounds: int = 3) -> float:
+    """CPU seconds of `virsh domstats --state`, the client's side."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for _ in range(rounds):
+        subprocess.run(["virsh", "-c", "qemu:///system", "domstats", "--state"], capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return ((after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime)) / rounds
+
+
+def main() -> None:
+    vms = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+    seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 120.0
+    with tempfile.TemporaryDirectory(prefix="vmagent-bench-", dir="/var/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        agent = Agent(folder, config(folder, vms))
+        agent.start()
+        assert agent.process is not None
+        try:
+            took = start(agent, vms)
+            time.sleep(15)
+            begun, used = time.monotonic(), cpu_s(agent.process.pid)
+            time.sleep(seconds)
+            used, lasted = cpu_s(agent.process.pid) - used, time.monotonic() - begun
+            peer = look_s()
+            print(json.dumps({
+                "vms": vms, "started_in_s": round(took, 1), "measured_s": round(lasted),
+                "agent_percent_of_a_core": round(100 * used / lasted, 3),
+                "peer": "virsh domstats --state, once a minute",
+                "peer_percent_of_a_core": round(100 * peer / 60, 3),
+                "ratio": round(used / lasted / (peer / 60), 2),
+            }, indent=1))
+        finally:
+            kill = {"schema": "vm.kill/1", "id": str(uuid.uuid4()), "args": {"all": True}}
+            agent.ask("command", **kill)
+            deadline = time.monotonic() + 300
+            while agent.ask("list")["vms"] and time.monotonic() < deadline:
+                time.sleep(1)
+            agent.stop()
+
+
+if __name__ == "__main__":
+    main()
