@@ -2,8 +2,8 @@
 
     python3 -m bench.idle [VMS] [SECONDS]        (root, libvirt, QEMU; default 100 VMs, 120 s)
 
-Guests are bare QEMUs of 32 MiB without an operating system.  The peer is `virsh domstats --state`, one whole look at the
-same domains by somebody else's code, measured in the same run; the agent looks once a minute and holds its limits.
+Guests are bare QEMUs of 32 MiB without an operating system.  The peer is `virsh domstats --state`, one whole look at
+the same domains by somebody else's code, measured in the same run; the agent looks once a minute and holds limits.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The one place where a command is decided, for both routes (PROTOCOL 3).
 
 In this order: size, strict JSON, schema, signature and chain, target, seen before, freshness, authority, admission.
-Then one commit holds the command, the wishes it changes and the reply.  A refusal is a verdict too: it is stored, answered,
-audited and published.  What cannot be authenticated is answered only to the default replies queue, at a bounded
+Then one commit holds the command, the wishes it changes and the reply.  A refusal is a verdict too: it is stored,
+answered, audited and published.  What cannot be authenticated is answered only to the default replies queue, at a bounded
 rate, kept in a bounded ring, and published in sums per source, problem and minute.
 """
 
