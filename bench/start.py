@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--guests", type=int, default=20)
     options = parser.parse_args()
-    with libvirtd.running() as uri:
+    with libvirtd.isolated() as uri:
         rig = hypervisor.qemu(uri)
         try:
             rig.start()

@@ -20,7 +20,7 @@ BRIDGE = "vmactbr0"
 
 @pytest.fixture(scope="module")
 def qemu_uri():
-    with libvirtd.running() as uri:
+    with libvirtd.isolated() as uri:
         yield uri
 
 

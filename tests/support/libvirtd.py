@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Iterator, List, Optional
 
@@ -129,3 +130,21 @@ class Private:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid.read_text()), signal.SIGTERM)
             pid.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def isolated() -> Iterator[str]:
+    """The URI of a libvirt that nobody else uses, where that can be had; else of the running one."""
+    if not shutil.which("libvirtd") or not shutil.which("unshare"):
+        with running() as uri:
+            yield uri
+        return
+    folder = Path(tempfile.mkdtemp(prefix="vmalv-"))
+    folder.chmod(0o755)
+    private = Private(folder)
+    try:
+        private.start()
+        yield private.uri
+    finally:
+        private.stop()
+        shutil.rmtree(folder, ignore_errors=True)
