@@ -20,6 +20,7 @@ from vmagent.site import pki
 BRIDGE = "vmatbr0"
 SUBNET = "198.51.100"
 INSTANCE = "vmat"
+_uri = ""  # of the session's own libvirtd
 
 
 @pytest.fixture(scope="session")
@@ -39,9 +40,26 @@ def tmp_path(base: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def hypervisor() -> Iterator[str]:
-    with libvirtd.running() as uri:
-        yield uri
+def libvirt() -> Iterator[libvirtd.Private]:
+    """A libvirtd of our own: a test may kill or freeze it, and no guest of anybody else is near."""
+    global _uri
+    folder = Path(tempfile.mkdtemp(prefix="vmalv-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    private = libvirtd.Private(folder)
+    private.start()
+    _uri = private.uri
+    try:
+        yield private
+    finally:
+        private.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def hypervisor(libvirt: libvirtd.Private) -> str:
+    if not libvirtd.answers(libvirt.uri):
+        libvirt.start()
+    return libvirt.uri
 
 
 @pytest.fixture(scope="session")
@@ -118,7 +136,7 @@ def agent(config: Dict[str, Any], tmp_path: Path) -> Iterator[Agent]:
         yield one
     finally:
         one.kill9()
-        clean(hypervisor_uri=config["hypervisor"]["uri"])
+        clean()
 
 
 @pytest.fixture
@@ -135,12 +153,12 @@ def domains() -> Dict[str, str]:
 
 
 def virsh(*argv: str) -> str:
-    return subprocess.run(["virsh", "-c", "qemu:///system", *argv], capture_output=True, text=True, check=False,
+    return subprocess.run(["virsh", "-c", _uri, *argv], capture_output=True, text=True, check=False,
                           timeout=60).stdout
 
 
-def clean(hypervisor_uri: str) -> None:
-    """Whatever a failed test left: our domains only, then our table."""
+def clean() -> None:
+    """Whatever a failed test left."""
     for name in domains():
         uuid = name[len("vma-"):]
         for pid in qemu_pids(uuid):

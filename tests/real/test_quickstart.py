@@ -13,7 +13,7 @@ from tests.support.agent import ROOT
 
 
 @pytest.mark.parametrize("kind", ("qemu", "test"))
-def test_quickstart_proves_itself_and_leaves_nothing(base: Path, hypervisor: str, kind: str) -> None:
+def test_quickstart_proves_itself_and_leaves_nothing(base: Path, kind: str) -> None:
     folder = base / f"quickstart-{kind}"
     bridges = set(os.listdir("/sys/class/net"))
     argv = [sys.executable, str(ROOT / "quickstart"), "--check", "--hypervisor", kind, "--folder", str(folder)]
