@@ -5,6 +5,7 @@ Layer 2 takes the part it needs from here, never the whole.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Mapping, Optional, Tuple
@@ -118,3 +119,19 @@ class Config:
     intervals: Intervals
     log_level: str
     sources: Mapping[str, str]  # setting path -> file it came from, for --show-config
+
+
+AT_ONCE = ("policy", "log_level", "sources")
+"""Members of Config that SIGHUP puts in force; every other one waits for a restart."""
+BUILT_IN = {"site": "site", "host": "host", "instance": "instance", "default_reply": "broker.default_reply"}
+"""Members of the policy that parts of the agent, and the tags of its VMs, are built around -> the setting's name."""
+
+
+def reloaded(running: Config, fresh: Config) -> Tuple[Config, Tuple[str, ...]]:
+    """What is in force once `fresh` was read under a running agent, and the settings in it that wait for a restart."""
+    kept = {name: getattr(running.policy, name) for name in BUILT_IN}
+    policy = dataclasses.replace(fresh.policy, **kept)
+    waiting = [setting for name, setting in BUILT_IN.items() if getattr(fresh.policy, name) != kept[name]]
+    sections = [field.name for field in dataclasses.fields(Config) if field.name not in AT_ONCE]
+    waiting += [name for name in sections if getattr(fresh, name) != getattr(running, name)]
+    return dataclasses.replace(running, policy=policy, log_level=fresh.log_level, sources=fresh.sources), tuple(waiting)

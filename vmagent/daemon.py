@@ -7,7 +7,6 @@ broker's commands and READY=1.  Order of a stop: nothing new is taken; guests, r
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import importlib
 import logging
@@ -25,7 +24,7 @@ from twisted.internet.task import LoopingCall
 
 from vmagent import configfile
 from vmagent import log as logs
-from vmagent.config import Config
+from vmagent.config import Config, reloaded
 from vmagent.core import walltime
 from vmagent.core.changes import Stored
 from vmagent.core.model import Now
@@ -199,13 +198,12 @@ class Daemon:
         notify("READY=1")
 
     def _take(self, fresh: Config) -> None:
-        names = [f.name for f in dataclasses.fields(Config) if f.name not in ("policy", "sources", "security")]
-        stale = [name for name in names if getattr(fresh, name) != getattr(self._config, name)]
-        self.parts.adopt_policy(fresh.policy)
-        self._config = dataclasses.replace(self._config, policy=fresh.policy)
+        self._config, waiting = reloaded(self._config, fresh)
+        logs.setup(self._config.log_level)
+        self.parts.adopt_policy(self._config.policy)
         logs.event(log, "config-read", "the configuration was read again", file=str(self._path))
-        if stale:
-            log.warning("these changes need a restart: %s", ", ".join(stale))
+        if waiting:
+            log.warning("these changes need a restart: %s", ", ".join(waiting))
 
     def stop(self) -> Deferred[None]:
         """SIGTERM: take nothing new, close what can be closed; guests, rules and limits stay."""

@@ -120,6 +120,7 @@ class Parts:
     def adopt_policy(self, policy: Policy) -> None:
         """SIGHUP: everything that reads the policy reads this one from now on."""
         self.consequences.policy = policy
+        self.images.adopt(policy.images)
         self.reconciler.mark_all()
         self._run(self.minute())
 

@@ -64,6 +64,17 @@ def patched(shelf: Shelf, image: ImageRef, at: int, content: bytes) -> ImageRef:
     return shelf.add(image.id, path.name, image.format)
 
 
+def test_an_image_added_to_the_catalogue_later_is_found(shelf: Shelf) -> None:
+    reactor = HandTurned()
+    images = shelf.images(reactor)
+    images.adopt({})
+    of = spec_on(shelf.raw())
+    with pytest.raises(Fault):
+        images.golden(of)
+    images.adopt(dict(shelf.catalogue))
+    assert images.golden(of) == shelf.path(of.image)
+
+
 # --- the overlay --------------------------------------------------------------------------------------------------
 
 

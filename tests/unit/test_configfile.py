@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from vmagent import configfile
-from vmagent.config import Config
+from vmagent.config import Config, reloaded
 from vmagent.errors import Problem, Problems
 
 HOST = "wn017.site.example.org"
@@ -418,3 +418,32 @@ def test_reading_changes_nothing_on_disk(tmp_path: Path) -> None:
     before = sorted(os.listdir(tmp_path))
     configfile.read(tmp_path / "vmagent.yaml", HOST)
     assert sorted(os.listdir(tmp_path)) == before
+
+
+# ---- read again ----
+
+
+def test_a_policy_read_again_is_in_force_at_once(tmp_path: Path) -> None:
+    running = read(tmp_path)
+    image = "images: {catalogue: {new: {file: new.raw, format: raw, sha512: '" + "0" * 128 + "'}}}\n"
+    now, waiting = reloaded(running, read(tmp_path, "log_level: debug\nlimits: {cores: 3}\n" + image))
+    assert (now.log_level, now.policy.maxima.cores, list(now.policy.images)) == ("debug", 3, ["new"])
+    assert waiting == ()
+
+
+def test_names_that_vms_are_tagged_with_wait_for_a_restart(tmp_path: Path) -> None:
+    running = read(tmp_path)
+    reply = "default_reply: /queue/vmagent.SITE.replies/2"
+    text = "instance: vmb\nhost: elsewhere\n" + MINIMAL.replace("]}", f"], {reply}}}")
+    fresh = configfile.read(write(tmp_path / "vmagent.yaml", text), HOST)
+    now, waiting = reloaded(running, fresh)
+    assert now.policy == running.policy, "else the tags of running VMs would be rewritten to another instance's"
+    assert waiting == ("host", "instance", "broker.default_reply", "broker")
+    assert reloaded(now, fresh)[1] == waiting, "told again at the next SIGHUP"
+
+
+def test_every_other_section_is_named_never_ignored(tmp_path: Path) -> None:
+    running = read(tmp_path)
+    now, waiting = reloaded(running, read(tmp_path, "security: {crl: when_present}\nintervals: {hold_s: 5}\n"))
+    assert waiting == ("security", "intervals")
+    assert (now.security, now.intervals) == (running.security, running.intervals)

@@ -63,6 +63,10 @@ class GoldenImages:
         self._verified: Dict[Tuple[str, str], Tuple[Identity, Golden]] = {}
         self._lock = threading.Lock()
 
+    def adopt(self, catalogue: Mapping[str, CatalogueImage]) -> None:
+        """Another catalogue from now on; verdicts stay, for each names the SHA-512 that it is about."""
+        self._catalogue = catalogue
+
     def path(self, image: ImageRef) -> Path:
         """Where its file is or would be.  Faults: REFUSED when the catalogue does not know it."""
         entry = self._catalogue.get(image.id)

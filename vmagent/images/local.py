@@ -59,6 +59,10 @@ class LocalImages:
         """Before anything else: make the directories, sweep what a crash left unfinished.  Faults: REFUSED, FULL."""
         return self._lanes.run("start", _LOOK_S, _mapped, self._prepare)
 
+    def adopt(self, catalogue: Mapping[str, CatalogueImage]) -> None:
+        """The site's catalogue changed; work already begun goes on with what it was given."""
+        self._golden.adopt(catalogue)
+
     def perform(self, action: Action) -> Deferred[None]:
         """See ports.Images.  An action that is not ours is a programming error and fails as REFUSED."""
         work = self._work.get(action.do)
