@@ -2,8 +2,8 @@
 
 In this order: size, strict JSON, schema, signature and chain, target, seen before, freshness, authority, admission.
 Then one commit holds the command, the wishes it changes and the reply.  A refusal is a verdict too: it is stored,
-answered, audited and published.  What cannot be authenticated is answered only to the default replies queue, at a bounded
-rate, kept in a bounded ring, and published in sums per source, problem and minute.
+answered, audited and published.  What cannot be authenticated is answered only to the default replies queue, at a
+bounded rate, kept in a bounded ring, and published in sums per source, problem and minute.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Intake:
         clock: ports.Clock,
         mark: Callable[[str], None],
         snapshot: Callable[[Now], Awaitable[List[Change]]],
+        host_changed: Callable[[], Awaitable[None]],
     ) -> None:
         self._world = world
         self._store = store
@@ -60,6 +61,7 @@ class Intake:
         self._clock = clock
         self._mark = mark
         self._snapshot = snapshot
+        self._host_changed = host_changed
         self._strangers: Dict[Tuple[str, str], int] = {}
         self._answered = 0
 
@@ -116,6 +118,8 @@ class Intake:
         row, marks = await self._world.transact(lambda: self._decide(command, room))
         for vm in marks:
             self._mark(vm)
+        if command.verb.startswith("host."):
+            await self._host_changed()
         return row.reply
 
     async def _decide(self, command: Command, room: Any) -> Tuple[Sequence[Change], Tuple[CommandRow, Sequence[str]]]:

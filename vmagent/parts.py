@@ -187,7 +187,7 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
                           vmagent.__version__, lambda: _days_left(trust, clock))
     intake = Intake(world, store, verifier, _room(hypervisor, images, world), consequences,
                     Limits(broker.max_command_kib * 1024, config.security.commands == "signed"), clock,
-                    reconciler.mark, announcer.snapshot_changes)
+                    reconciler.mark, announcer.snapshot_changes, announcer.changed)
     channel = _channel(config, reactor, clock, chance, store, intake, world)
     late.outbox = channel.outbox
     queries = Queries(world, store, hypervisor, images, clock, lambda: consequences.policy,

@@ -72,6 +72,16 @@ def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         broker.stop()
 
 
+@pytest.fixture
+def activemq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    broker = brokers.ActiveMQ(tmp_path_factory.mktemp("activemq"))
+    broker.start()
+    try:
+        yield broker
+    finally:
+        broker.stop()
+
+
 @pytest.fixture(scope="session")
 def golden(base: Path) -> Tuple[Path, Dict[str, Any]]:
     """(image directory, catalogue entry) of a small Linux that boots from disk and answers."""
@@ -116,7 +126,7 @@ def config(hypervisor: str, rabbitmq: Any, golden: Any, bridge: str, trust: Path
         "hypervisor": {"uri": hypervisor, "emulation": "allow"},
         "broker": {"profile": "rabbitmq", "urls": [f"stomp://127.0.0.1:{rabbitmq.port}"], "login": "guest",
                    "passcode_file": str(tmp_path / "passcode"), "reconnect_max_s": 2},
-        "security": {"ca_directory": str(trust / "trust"), "authority": [
+        "security": {"ca_directory": str(trust / "trust"), "clock_skew_s": 2, "authority": [
             {"signer": "CN=controller", "verbs": ["*"], "vos": ["*"], "scope": "all"}]},
         "networks": {"public": {"bridge": bridge, "addressing": "controller",
                                 "subnets": [f"{SUBNET}.0/24", "2001:db8:51::/64"]}},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 import uuid
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from tests.real.conftest import domains, qemu_pids, start_args
 from tests.support.agent import Agent, Controller, vm_of
 from tests.support.waiting import until
+from vmagent.core import walltime
 from vmagent.core.actions import Do
 
 START = (Do.MAKE_OVERLAY, Do.MAKE_SEED, Do.WATCH_NETWORK, Do.DEFINE, Do.START_PAUSED, Do.RESUME)
@@ -21,6 +23,8 @@ END = (Do.SHUTDOWN, Do.UNDEFINE, Do.CLEAN_UP, Do.UNWATCH_NETWORK)
 
 
 def ended(agent: Agent, controller: Controller, vm: str) -> None:
+    born = agent.ask("status")["epoch"]["born"]
+    until(lambda: time.time() > walltime.seconds(born) + 3, 10, "commands are taken by a new epoch")
     controller.reply(controller.send("vm.kill", {"vms": [vm]}), "done")
     until(lambda: not domains() and not qemu_pids(vm), 30, "the end of the guest")
 
@@ -67,7 +71,7 @@ def test_twenty_five_crashes_before_the_ack(agent: Agent, controller: Controller
     id = str(uuid.uuid4())
     controller.post(controller.body("vm.start", start_args(networks=None), id=id))
     for turn in range(25):
-        agent.start(crash_at="committed" if turn % 2 else "decided", ready=False)
+        agent.start(crash_at="decided" if turn < 12 else "committed", ready=False)
         agent.crashed()
     agent.start()
     vm = vm_of(id)

@@ -187,3 +187,35 @@ def test_stopping_the_agent_stops_no_guest(agent: Agent, controller: Controller)
     assert qemu_pids(vm) == pids
     controller.reply(controller.send("vm.kill", {"all": True}), "done")
     assert subprocess.run(["nft", "list", "ruleset"], capture_output=True, check=True)
+
+
+def test_libvirtd_killed_and_back(agent: Agent, controller: Controller, libvirt: Any) -> None:
+    """Away is unknown, never off; when it is back everything is as it was."""
+    agent.start()
+    vm = started(controller)
+    pids = qemu_pids(vm)
+    libvirt.kill()
+    controller.wait_phase(vm, "unknown", 60)
+    assert agent.ask("status")["degraded"].get("libvirt")
+    waiting = controller.send("vm.start", bare(name="waits"))
+    controller.reply(waiting)
+    assert qemu_pids(vm) == pids
+    libvirt.start()
+    until(lambda: controller.states(vm)[-1]["phase"] == "ready", 60, "ready again")
+    controller.reply(waiting, "done", 90)
+    assert qemu_pids(vm) == pids and "stopped" not in controller.phases(vm)
+    controller.reply(controller.send("vm.kill", {"all": True}), "done")
+
+
+def test_a_frozen_libvirtd_leaves_socket_and_broker_alive(agent: Agent, controller: Controller, libvirt: Any) -> None:
+    agent.start()
+    vm = started(controller)
+    libvirt.process.send_signal(signal.SIGSTOP)
+    try:
+        controller.wait_phase(vm, "unknown", 90)
+        assert agent.ask("list")["vms"][0]["phase"] == "unknown"
+        assert controller.reply(controller.send("vm.query", {"all": True}), "done", 20)
+    finally:
+        libvirt.process.send_signal(signal.SIGCONT)
+    until(lambda: controller.states(vm)[-1]["phase"] == "ready", 90, "ready again")
+    controller.reply(controller.send("vm.kill", {"all": True}), "done")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import uuid
+from pathlib import Path
+from typing import Any
 
 from tests.real.conftest import SUBNET, domains, pings, qemu_pids, start_args, virsh
 from tests.support.agent import Agent, Controller, vm_of
@@ -47,7 +49,7 @@ def test_from_frame_to_guest_and_back(agent: Agent, controller: Controller) -> N
         schemas.check("event." + event["type"].replace("org.vmagent.", ""), event["data"])
 
 
-def test_the_golden_image_is_never_written_and_stays_ours(agent: Agent, controller: Controller, golden) -> None:  # type: ignore[no-untyped-def]
+def test_the_golden_image_is_never_written_and_stays_ours(agent: Agent, controller: Controller, golden: Any) -> None:
     directory, image = golden
     before = (directory / image["file"]).stat()
     agent.start()
@@ -108,3 +110,19 @@ def test_a_drained_host_refuses_and_a_dry_run_changes_nothing(agent: Agent, cont
     assert controller.reply(controller.send("vm.start", start_args()))["problem"]["type"] == "drained"
     controller.reply(controller.send("host.undrain", {}), "done")
     assert json.dumps(agent.ask("list"))
+
+
+def test_the_main_job_through_activemq(agent: Agent, activemq: Any, trust: Path) -> None:
+    """The same, through the other broker."""
+    agent.config["broker"].update(profile="activemq", urls=[activemq.url])
+    controller = Controller(activemq.port, (trust / "controller.key").read_bytes(),
+                            (trust / "controller.pem").read_bytes())
+    try:
+        agent.start()
+        vm = vm_of(controller.send("vm.start", start_args()))
+        controller.wait_phase(vm, "ready")
+        assert pings(f"{SUBNET}.10")
+        controller.reply(controller.send("vm.stop", {"vms": [vm]}), "done")
+        assert controller.gaps() == []
+    finally:
+        controller.close()

@@ -276,6 +276,7 @@ def test_drain_dry_run_and_query(site: Site) -> None:
     assert site.replies(dry)[-1]["status"] == "done" and not site.world.records
     site.send("host.drain", {})
     assert site.world.drained
+    assert [r.data["drained"] for r in site.rows() if r.type.endswith("host.state")][-1] is True
     id = site.send("vm.start", start_args())
     assert site.replies(id)[-1]["problem"]["type"] == "drained"
     site.send("host.undrain", {})

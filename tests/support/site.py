@@ -76,7 +76,7 @@ class Site:
         self.recovery = Recovery(self.world, self.store, self.observer, self.reconciler, self.consequences, h)
         self.announcer = Announcer(self.world, self.store, h, self.consequences, h, "signed", "0", dict)
         self.intake = Intake(self.world, self.store, Trusting(), self._room, self.consequences, Limits(262144, True), h,
-                             self.reconciler.mark, self.announcer.snapshot_changes)
+                             self.reconciler.mark, self.announcer.snapshot_changes, self.announcer.changed)
         self.stored = self.wait(self.store.open(h.now()))
         self.world.load(self.stored)
         self.run(self.recovery.restored())
