@@ -39,6 +39,8 @@ class Recovery:
         self._reconciler = reconciler
         self._consequences = consequences
         self._clock = clock
+        self._looking = False
+        self._wanted = False
 
     async def restored(self) -> None:
         """After an older store was put back: nothing out of that copy is ever started again."""
@@ -56,20 +58,31 @@ class Recovery:
                 if self._world.find(vm) is None:
                     self._world.learn(row, await self._store.records(vm))
 
-    async def resync(self) -> bool:
-        """Look at everything; True when libvirt answered."""
+    async def resync(self) -> None:
+        """Look at everything.  Asked again while it looks, it looks once more: a storm of events costs two looks."""
+        self._wanted = True
+        if self._looking:
+            return
+        self._looking = True
+        try:
+            while self._wanted:
+                self._wanted = False
+                await self._look()
+        finally:
+            self._looking = False
+
+    async def _look(self) -> None:
         try:
             seen = await self._observer.look_all()
         except Fault as fault:
             log.warning("cannot look at the hypervisor: %s", fault)
             self._reconciler.mark_all()
-            return False
+            return
         await self._adopt(seen)
         for record in list(self._world.records.values()):
             domain = seen.domains.get(record.vm)
             if domain is None or self._observer.changed(domain):
                 self._reconciler.mark(record.vm)
-        return True
 
     async def _adopt(self, seen: HostSeen) -> None:
         """Rebuild the records that are missing and catch up those that are older than their tag."""

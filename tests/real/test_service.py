@@ -1,0 +1,84 @@
+"""What systemd hears: readiness, watchdog, reload, stop.  An outage outside never starves the watchdog."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import Any, Iterator, List
+
+import pytest
+
+from tests.real.conftest import start_args
+from tests.support.agent import Agent, Controller, vm_of
+from tests.support.waiting import until
+
+
+class Notified:
+    """The service manager's end of NOTIFY_SOCKET."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(path))
+        self._socket.setblocking(False)
+        self._heard: List[str] = []
+
+    def heard(self) -> List[str]:
+        while True:
+            try:
+                self._heard += self._socket.recv(4096).decode().split("\n")
+            except BlockingIOError:
+                return self._heard
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[Notified]:
+    pytest.importorskip("systemd.daemon", reason="systemd's Python module is absent here")
+    one = Notified(tmp_path / "notify")
+    yield one
+    one.close()
+
+
+def surroundings(manager: Notified) -> Any:
+    return {"NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": "1500000"}
+
+
+def beats(manager: Notified) -> int:
+    return manager.heard().count("WATCHDOG=1")
+
+
+def test_ready_watchdog_reload_stop(agent: Agent, manager: Notified) -> None:
+    agent.start(env=surroundings(manager))
+    until(lambda: "READY=1" in manager.heard(), 20, "READY=1")
+    until(lambda: beats(manager) >= 3, 10, "three beats")
+    assert agent.process is not None
+    ready = manager.heard().count("READY=1")
+    agent.process.send_signal(signal.SIGHUP)
+    until(lambda: manager.heard().count("READY=1") > ready, 10, "READY=1 after the reload")
+    assert "RELOADING=1" in manager.heard()
+    assert agent.stop() == 0
+    assert "STOPPING=1" in manager.heard()
+
+
+def test_outages_outside_do_not_starve_the_watchdog(
+    agent: Agent, manager: Notified, controller: Controller, libvirt: Any, rabbitmq: Any
+) -> None:
+    agent.start(env=surroundings(manager))
+    vm = vm_of(controller.send("vm.start", start_args(networks=None)))
+    controller.wait_phase(vm, "ready")
+    rabbitmq.kill()
+    os.kill(libvirt.process.pid, signal.SIGSTOP)
+    try:
+        before = beats(manager)
+        until(lambda: beats(manager) > before + 20, 30, "beats during the outage")
+        assert {"broker"} <= set(agent.ask("status")["degraded"])
+    finally:
+        os.kill(libvirt.process.pid, signal.SIGCONT)
+        rabbitmq.start()
+    controller.reconnect()
+    controller.reply(controller.send("vm.kill", {"all": True}), "done", 90)
