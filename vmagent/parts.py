@@ -44,7 +44,7 @@ from vmagent.lanes import Lanes
 from vmagent.local.feed import LiveFeed
 from vmagent.local.server import LocalServer
 from vmagent.log import event, surprise
-from vmagent.observer import Observer
+from vmagent.observer import LIVE, Observer
 from vmagent.queries import Queries
 from vmagent.reconciler import Reconciler
 from vmagent.recovery import Recovery
@@ -102,7 +102,10 @@ class Parts:
         self._run(self.announcer.changed())
 
     async def hold(self) -> None:
-        """Read the limits of running guests again, and mend what drifted."""
+        """Read the limits of running guests again, and mend what drifted; see whether their QEMUs run."""
+        observed = self.world.observed
+        live = [vm for vm in self.world.records if vm in observed and observed[vm].domain.seen in LIVE]
+        self.hypervisor.look_alive(live)
         for record in self.world.records.values():
             if record.spec.cpu_cap_core_percent is not None:
                 self.reconciler.mark(record.vm)
