@@ -12,7 +12,6 @@ from typing import Any, Dict, Iterator, List, Set, Tuple
 
 import pytest
 
-from vmagent import crashpoint
 from vmagent.__main__ import arguments
 from vmagent.broker import trust
 from vmagent.broker.profiles import PROFILES
@@ -196,11 +195,6 @@ def test_every_check_and_alarm_has_its_paragraph() -> None:
 def test_every_broker_profile_is_explained() -> None:
     told = {words(row[0])[0] for row in rows(INSTALL, "## Brokers")}
     assert told == set(PROFILES)
-
-
-def test_crash_points_are_named_as_what_they_are() -> None:
-    page = (ROOT / "docs/operations/running.md").read_text(encoding="utf-8")
-    assert "VMAGENT_CRASH_AT" in page and crashpoint.POINTS
 
 
 # ---- settings, commands and links
