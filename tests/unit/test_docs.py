@@ -270,6 +270,14 @@ def test_commands_that_are_quoted_exist(page: Path) -> None:
             assert not ended.code, f"{page.name}: {line}"
 
 
+@pytest.mark.parametrize("script", ("quickstart", "run-tests"))
+def test_options_of_the_scripts_exist(script: str) -> None:
+    known = set(re.findall(r"add_argument\(\"(--[a-z-]+)\"", (ROOT / script).read_text(encoding="utf-8")))
+    for page in PAGES:
+        for line in re.findall(rf"\./{script}([^`\n;#|]*)", page.read_text(encoding="utf-8")):
+            assert set(re.findall(r"--[a-z-]+", line)) <= known, f"{page.name}: {script}{line}"
+
+
 def test_the_search_for_commands_finds_some() -> None:
     assert sum(1 for page in PAGES for _ in commands(page)) > 40
 
