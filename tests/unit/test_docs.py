@@ -20,8 +20,9 @@ from vmagent.core import events, request, schemas
 from vmagent.core.alarms import ALARMS
 from vmagent.core.commands import VERBS, Signer
 from vmagent.core.model import Outcome, Phase
-from vmagent.local import ctl_parser
+from vmagent.local import ctl_parser, protocol
 from vmagent.local.doctor import CHECKS
+from vmagent.queries import Queries
 from vmagent.site import arguments as site_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,6 +71,16 @@ def test_every_example_fits_its_schema(example: Dict[str, Any]) -> None:
         schemas.check("reply", example)
     else:
         schemas.check("jws", example)
+
+
+def test_requests_on_the_local_socket_are_read_and_every_look_is_named() -> None:
+    lines = [line for kind, body in FENCE.findall(PROTOCOL) if kind == "jsonl" for line in body.splitlines()]
+    asked = [protocol.request(line.encode()) for line in lines]
+    assert [one.changes for one in asked] == [False, False, False, True]
+    nobody: Any = None
+    looks = set(Queries(nobody, nobody, nobody, nobody, nobody, nobody, nobody).table()) | {protocol.EVENTS}
+    part = PROTOCOL.split("The other verbs only look: ", 1)[1].split(". ", 1)[0]
+    assert set(words(part)) == looks
 
 
 def test_every_verb_status_and_alert_has_an_example() -> None:
