@@ -28,6 +28,7 @@ class Linked:
         self.loop = loop
         self.frames: List[Frame] = []
         self.states: List[LinkState] = []
+        self.on_state: Callable[[LinkState], None] = lambda state: None
         settings = broker_settings(urls=tuple(urls), **changes)
         self.link = BrokerLink(
             settings,
@@ -37,9 +38,13 @@ class Linked:
             Random(1),
             subscriptions,
             self.frames.append,
-            self.states.append,
+            self._state,
         )
         self.link.start()
+
+    def _state(self, state: LinkState) -> None:
+        self.states.append(state)
+        self.on_state(state)
 
     def up(self, seconds: float = 20.0) -> Linked:
         self.loop.until(lambda: self.link.state().up, seconds, f"link up: {self.link.state()}")

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+import time
 import uuid
-from typing import Any, Callable, List, Set
+from pathlib import Path
+from typing import Any, Callable, List, Set, Tuple
 
 import pytest
 
 from tests.broker.conftest import Linked
+from tests.support import building
 from vmagent.broker.client import Subscription
+from vmagent.broker.outbox import Outbox
 from vmagent.broker.profiles import PREFETCH_FRAMES
-from vmagent.errors import Fault
+from vmagent.core.changes import Publish
+from vmagent.core.codec import canonical
+from vmagent.errors import Fault, FaultKind
+from vmagent.lanes import Lanes
+from vmagent.store.store import SqliteStore
 
 Connect = Callable[..., Linked]
 BODY = '{"word":"é \U0001f600","zero":"\\u0000"}'.encode()
@@ -39,7 +48,7 @@ def test_bytes_arrive_as_they_were_sent(connect: Connect, queue: str) -> None:
 
 
 def test_what_was_not_acknowledged_comes_again(connect: Connect, queue: str) -> None:
-    """More often than a dead-letter limit would allow (6 on ActiveMQ, 10 on Artemis): the agent may crash that often."""
+    """More often than a dead-letter limit would allow (6 on ActiveMQ, 10 on Artemis): so often may the agent crash."""
     sender = connect().up()
     sender.send(queue, b"kept")
     for _ in range(12):
@@ -84,21 +93,17 @@ def test_a_durable_subscription_keeps_what_came_while_away(connect: Connect, top
 
 def test_an_expired_message_is_gone(connect: Connect, queue: str) -> None:
     """The wall clock of the test link is a constant: real expiry needs the real one."""
-    import time
-
     one = connect(wall_s=time.time).up()
     one.loop.result(one.link.send(queue, b"late", {}, expires_s=0.3))
     one.send(queue, b"in time")
-    one.loop.until(lambda past=time.monotonic() + 1.0: time.monotonic() > past)
+    one.loop.idle(1.0)
     reader = connect(Subscription("c", queue)).up()
     assert [frame.body for frame in reader.take(1)] == [b"in time"]
 
 
 def test_an_idle_link_lives_on_heartbeats(connect: Connect, queue: str) -> None:
-    import time
-
     one = connect(Subscription("c", queue), heartbeat_s=0.5).up()
-    one.loop.until(lambda past=time.monotonic() + 6.0: time.monotonic() > past)
+    one.loop.idle(6.0)
     assert one.link.state().failures == 0
     one.send(queue, b"still there")
     one.take(1)
@@ -123,7 +128,7 @@ def test_killed_and_started_again_under_load(connect: Connect, broker: Any, queu
     sender.loop.until(lambda: sender.link.state().up)
     sends = [sender.link.send(queue, id.encode(), {"vma-id": id}) for id in sorted(everything)]
     for id, send in zip(sorted(everything), sends):
-        send.addCallbacks(lambda _, id=id: receipted.add(id), lambda failure: failure.trap(Fault) and None)
+        send.addCallbacks(lambda _, id: receipted.add(id), lambda failure: None, callbackArgs=(id,))
     sender.loop.until(lambda: len(receipted) >= 60)
     broker.kill()
     sender.down()
@@ -134,10 +139,7 @@ def test_killed_and_started_again_under_load(connect: Connect, broker: Any, queu
         sender.send(queue, id.encode(), **{"vma-id": id})
     reader = connect(Subscription("c", queue)).up(90)
     seen: List[str] = []
-    try:
-        reader.loop.until(lambda: _drain(reader, seen) and set(seen) == everything, 30)
-    finally:
-        print("receipted and lost:", sorted(receipted - set(seen)), "others:", sorted(everything - set(seen) - receipted))
+    reader.loop.until(lambda: _drain(reader, seen) and set(seen) == everything, 30)
 
 
 def _drain(reader: Linked, seen: List[str]) -> bool:
@@ -148,3 +150,68 @@ def _drain(reader: Linked, seen: List[str]) -> bool:
         seen.append(frame.headers["vma-id"])
         reader.link.ack(frame)
     return True
+
+
+def test_a_send_to_nowhere_costs_the_link_and_it_comes_back(rabbitmq: Any, linked: Any, passcode_file: Any) -> None:
+    """RabbitMQ's ERROR about a channel names no frame: everything under way fails, and the link is made anew."""
+    one = linked(rabbitmq.url, login="guest", passcode_file=passcode_file).up()
+    with pytest.raises(Fault) as caught:
+        one.loop.result(one.link.send("/exchange/not-there/x", b"x", {}))
+    assert caught.value.kind is FaultKind.AWAY
+    one.up()
+
+
+def test_a_half_open_predecessor_only_delays(linked: Any, activemq: Any) -> None:
+    """"Already connected" with our client id: retried until the old connection is gone."""
+    name = f"vmagent.site.{uuid.uuid4().hex}"
+    old = linked(activemq.url, profile="activemq", client_id=name).up()
+    new = linked(activemq.url, profile="activemq", client_id=name)
+    new.loop.until(lambda: new.link.state().failures >= 2)
+    assert name in new.link.state().why
+    old.stop()
+    new.up()
+
+
+def test_the_outbox_through_a_killed_broker(connect: Connect, broker: Any, tmp_path: Path, queue: str) -> None:
+    """Store, outbox and link together, the broker killed twice: every event arrives, first arrivals in order, a
+    repetition has the same id and body, and the store is empty in the end."""
+    one = connect(window=10)
+    lanes = Lanes("store", 1, one.loop)
+    store = SqliteStore(tmp_path / "vmagent.db", lanes, 10_000, 10**8)
+    one.loop.result(store.open(building.now()))
+    outbox = Outbox(
+        store, one.link, one.loop, "//site/host", {"events": queue, "replies": queue},
+        lambda row: canonical(row).encode(), 10,
+    )
+    one.on_state = outbox.link_changed
+    one.up()
+    reader = connect(Subscription("c", queue)).up()
+    arrived: List[Tuple[str, bytes]] = []
+
+    def collect(count: int) -> bool:
+        while reader.frames:
+            frame = reader.frames.pop(0)
+            arrived.append((frame.headers["vma-id"], frame.body))
+            reader.link.ack(frame)
+        return len(dict(arrived)) >= count
+
+    for run in range(3):
+        for number in range(100):
+            event = Publish("events", "org.vmagent.vm.state", "host", building.WALL, {"n": 100 * run + number})
+            one.loop.result(store.commit([event]))
+            outbox.wake()
+        if run < 2:
+            one.loop.until(lambda run=run: collect(100 * run + 30))
+            broker.kill()
+            one.down()
+            starting = threading.Thread(target=broker.start)  # the loop must turn, or the store's deadlines pass
+            starting.start()
+            one.loop.until(lambda thread=starting: not thread.is_alive(), 90)
+    one.loop.until(lambda: collect(300), 90, f"{len(dict(arrived))} of 300")
+    one.loop.until(lambda: not one.loop.result(store.outbox(0, 10)))
+    assert len(set(arrived)) == 300  # a repetition is the same, to the byte
+    firsts = list(dict.fromkeys(id for id, _ in arrived))
+    assert firsts == [f"{store.epoch().id}-events-{number:012d}" for number in range(1, 301)]
+    outbox.stop()
+    one.loop.result(store.close())
+    lanes.stop()

@@ -104,7 +104,8 @@ def test_stops_reading(linked: Make, loop: RealLoop) -> None:
         assert fault_of(loop, faults[0]) is FaultKind.UNKNOWN
         assert {fault_of(loop, fault) for fault in faults[1:]} <= {FaultKind.AWAY, FaultKind.UNKNOWN}
         one.up().send("/queue/a", b"again")
-        loop.until(lambda: len([t for t in set(threading.enumerate()) - before if t.name == f"broker {peer.url()}"]) == 1)
+        name = f"broker {peer.url()}"
+        loop.until(lambda: len([t for t in set(threading.enumerate()) - before if t.name == name]) == 1)
         assert peer.frames("SEND")[-1].body == b"again"
 
 

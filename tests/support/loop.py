@@ -45,6 +45,11 @@ class RealLoop(task.Clock):  # type: ignore[misc,unused-ignore]
                 raise AssertionError(f"not within {seconds} s: {what or condition}")
             self.turn()
 
+    def idle(self, seconds: float) -> None:
+        """Let real time pass, where only its passing can show something (expiry, silence)."""
+        end = time.monotonic() + seconds
+        self.until(lambda: time.monotonic() > end, 2 * seconds + 5)
+
     def result(self, deferred: Any, seconds: float = 20.0) -> Any:
         """What a Deferred fires with; raises what it fails with."""
         fired: list[Any] = []

@@ -6,6 +6,7 @@ the `with` block: every socket is closed, which frees every script.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import threading
@@ -126,17 +127,12 @@ class Peer:
             return
         talk = Talk(sock, len(self.talks) + 1, self._ended)
         self.talks.append(talk)
-        try:
+        with contextlib.suppress(OSError, EOFError):
             self._script(talk)
-        except (OSError, EOFError):
-            pass
-        finally:
-            _close(sock)
+        _close(sock)
 
 
 def _close(sock: socket.socket) -> None:
     for end in (lambda: sock.shutdown(socket.SHUT_RDWR), sock.close):
-        try:
+        with contextlib.suppress(OSError):
             end()
-        except OSError:
-            pass

@@ -5,8 +5,8 @@ could not commit: then nothing is acknowledged, the same frame is held and tried
 behind it is touched, so the order holds.  There is no NACK: the brokers mean different things by it (FORMATS 9.2).
 
 Poison never stops the queue and never comes back for ever: a frame over `max_bytes` goes to `refuse_oversized`, which
-records it, and is acknowledged; a frame that is itself a reply is acknowledged and not answered; a frame on which `take`
-raises anything but a Fault is a bug of ours: logged with traceback, counted, acknowledged.
+records it, and is acknowledged; a frame that is itself a reply is acknowledged and not answered; a frame on which
+`take` raises anything but a Fault is a bug of ours: logged with traceback, counted, acknowledged.
 
 When the link goes, frames that wait are forgotten: the broker hands them out again.  The one being taken is finished;
 its acknowledgement comes too late, and its redelivery is found by its command id.  The queue is bounded by the
@@ -23,6 +23,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
 from vmagent.broker.link import Frame, LinkState
+from vmagent.crashpoint import reach
 from vmagent.errors import Fault
 
 log = logging.getLogger("vmagent.broker")
@@ -93,7 +94,9 @@ class Inbox:
             self._try(self._current)
 
     def _try(self, frame: Frame) -> None:
-        maybeDeferred(self._handle, frame).addCallbacks(self._done, self._failed, (frame,), None, (frame,))
+        maybeDeferred(self._handle, frame).addCallbacks(
+            self._done, self._failed, callbackArgs=(frame,), errbackArgs=(frame,)
+        )
 
     def _handle(self, frame: Frame) -> Optional[Deferred[None]]:
         if len(frame.body) > self._max_bytes:
@@ -108,7 +111,7 @@ class Inbox:
         self._finish(frame)
 
     def _failed(self, failure: Failure, frame: Frame) -> None:
-        if failure.check(Fault) is None:
+        if not isinstance(failure.value, Fault):
             log.error("a frame of %d bytes cannot be taken: %s", len(frame.body), failure.getTraceback())
             self.counts["poison"] += 1
             self._finish(frame)
@@ -123,4 +126,5 @@ class Inbox:
         self._pause_s = FIRST_PAUSE_S
         self._current = None
         self._link.ack(frame)
+        reach("acked")
         self._next()

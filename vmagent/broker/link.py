@@ -161,7 +161,8 @@ class Link:
         """Say good-bye, at most GOODBYE_S long.  Everything under way fails with AWAY; the broker redelivers."""
         if self._stopped is not None:
             return succeed(None)
-        self._stopped = stopped = Deferred()
+        stopped: Deferred[None] = Deferred()
+        self._stopped = stopped
         polite = self._state.up
         self._change(up=False, why="stopped")
         self._fail_all(Fault(FaultKind.AWAY, "the agent stops"))

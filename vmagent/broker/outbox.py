@@ -24,6 +24,7 @@ from twisted.python.failure import Failure
 from vmagent.broker.inbox import KIND_HEADER, REPLY
 from vmagent.broker.link import LinkState
 from vmagent.core.changes import OutboxRow
+from vmagent.crashpoint import reach
 from vmagent.errors import Fault, FaultKind
 
 log = logging.getLogger("vmagent.broker")
@@ -120,7 +121,9 @@ class Outbox:
         if room > 0 and worth_it and self._more and not self._reading and self._link.state().up:
             self._reading, self._more = True, False
             reading = self._store.outbox(self._cursor, room)
-            reading.addCallbacks(self._read, self._unread, (self._life, room), None, (self._life,))
+            reading.addCallbacks(
+                self._read, self._unread, callbackArgs=(self._life, room), errbackArgs=(self._life,)
+            )
 
     def _read(self, rows: Sequence[OutboxRow], life: int, asked: int) -> None:
         """`_reading` holds until the last one is sent: a receipt in between must not start rows behind them."""
@@ -151,7 +154,9 @@ class Outbox:
         self._flight.add(row.row)
         self.counts["sent"] += 1
         sending = self._link.send(self._destination(row), body, self._headers(row), EXPIRY_S.get(row.stream))
-        sending.addCallbacks(self._sent, self._unsent, (row, self._life), None, (row, self._life))
+        reach("sent")
+        about = (row, self._life)
+        sending.addCallbacks(self._sent, self._unsent, callbackArgs=about, errbackArgs=about)
 
     def _destination(self, row: OutboxRow) -> str:
         if row.stream == REPLIES and row.row not in self._diverted:
@@ -173,6 +178,7 @@ class Outbox:
 
     def _sent(self, _: object, row: OutboxRow, life: int) -> None:
         """A receipt counts, of whatever life."""
+        reach("receipted")
         self._receipted.add(row.row)
         self.counts["receipted"] += 1
         self._diverted.discard(row.row)
@@ -214,7 +220,7 @@ class Outbox:
         if self._receipted and not self._forgetting:
             self._forgetting = True
             rows = sorted(self._receipted)
-            self._store.delivered(rows).addCallbacks(self._forgotten, self._unforgotten, (rows,))
+            self._store.delivered(rows).addCallbacks(self._forgotten, self._unforgotten, callbackArgs=(rows,))
 
     def _forgotten(self, _: object, rows: List[int]) -> None:
         self._forgetting = False
@@ -235,4 +241,4 @@ class Outbox:
 
 def _told(failure: Failure) -> str:
     """A Fault in a word; anything else is a bug and is told whole."""
-    return str(failure.value) if failure.check(Fault) else str(failure.getTraceback())
+    return str(failure.value) if isinstance(failure.value, Fault) else failure.getTraceback()
