@@ -146,6 +146,7 @@ def agent(config: Dict[str, Any], tmp_path: Path) -> Iterator[Agent]:
         yield one
     finally:
         one.kill9()
+        print(one.text()[-8000:])  # shown when the test failed
         clean()
 
 
@@ -153,6 +154,8 @@ def agent(config: Dict[str, Any], tmp_path: Path) -> Iterator[Agent]:
 def controller(rabbitmq: Any, trust: Path) -> Iterator[Controller]:
     one = Controller(rabbitmq.port, (trust / "controller.key").read_bytes(), (trust / "controller.pem").read_bytes())
     yield one
+    for frame in one.link.messages()[-20:]:
+        print(frame.body.decode()[:300])
     one.close()
 
 

@@ -129,7 +129,7 @@ def test_behind_our_back(agent: Agent, controller: Controller) -> None:
     virsh("undefine", name)  # it runs on, transient
     virsh("destroy", name)
     state = controller.wait_phase(vm, "stopped")
-    assert state["outcome"] == "killed"
+    assert state["outcome"] == "lost"  # nobody can tell any more how it ended, so nobody says so
     until(lambda: (agent.ask("over", handle=vm) or {}).get("over"), 30, "the end")
 
 
