@@ -7,6 +7,7 @@ import shutil
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,12 @@ from vmagent.core.actions import Do
 START = (Do.MAKE_OVERLAY, Do.MAKE_SEED, Do.WATCH_NETWORK, Do.DEFINE, Do.START_PAUSED, Do.RESUME)
 ON_THE_WAY = ("frame-received", "decided", "committed", "acked", "sent", "receipted",
               *(f"{when}-{do.value}" for do in START for when in ("before", "after")), "ready")
-END = (Do.SHUTDOWN, Do.UNDEFINE, Do.CLEAN_UP, Do.UNWATCH_NETWORK)
+END = (Do.SHUTDOWN, Do.DESTROY, Do.UNDEFINE, Do.CLEAN_UP, Do.UNWATCH_NETWORK)
+
+
+def args_for(point: str) -> Any:
+    """A network, and so a guest that boots and answers, where the point is about it; else a VM ready as it runs."""
+    return start_args() if "network" in point else start_args(networks=None)
 
 
 def ended(agent: Agent, controller: Controller, vm: str) -> None:
@@ -29,11 +35,28 @@ def ended(agent: Agent, controller: Controller, vm: str) -> None:
     until(lambda: not domains() and not qemu_pids(vm), 30, "the end of the guest")
 
 
+def test_killed_at_every_step_of_one_start(agent: Agent, controller: Controller) -> None:
+    """One VM with a network, and the agent dies at each step on its way, one after the other."""
+    id = str(uuid.uuid4())
+    controller.post(controller.body("vm.start", start_args(), id=id))
+    for point in ("frame-received", "decided", "committed", *(f"{when}-{do.value}" for do in START
+                                                              for when in ("before", "after")), "ready"):
+        agent.start(crash_at=point, ready=False)
+        agent.crashed(90)
+    agent.start()
+    vm = vm_of(id)
+    controller.wait_phase(vm, "ready")
+    controller.reply(id, "done")
+    assert list(domains()) == [f"vma-{vm}"] and len(qemu_pids(vm)) == 1
+    assert controller.gaps() == []
+    ended(agent, controller, vm)
+
+
 @pytest.mark.parametrize("point", ON_THE_WAY)
 def test_killed_on_the_way_to_ready(agent: Agent, controller: Controller, point: str) -> None:
     agent.start(crash_at=point, ready=False)
     id = str(uuid.uuid4())
-    body = controller.body("vm.start", start_args(), id=id)
+    body = controller.body("vm.start", args_for(point), id=id)
     controller.post(body)
     vm = vm_of(id)
     agent.crashed()
@@ -53,11 +76,11 @@ def test_killed_on_the_way_to_ready(agent: Agent, controller: Controller, point:
 @pytest.mark.parametrize("when", ("before", "after"))
 def test_killed_on_the_way_to_the_end(agent: Agent, controller: Controller, do: Do, when: str) -> None:
     agent.start()
-    vm = vm_of(controller.send("vm.start", start_args()))
+    vm = vm_of(controller.send("vm.start", args_for(do.value)))
     controller.wait_phase(vm, "ready")
     agent.stop()
     agent.start(crash_at=f"{when}-{do.value}")
-    stop = controller.send("vm.stop", {"vms": [vm], "grace_s": 30})
+    stop = controller.send("vm.stop", {"vms": [vm], "grace_s": 2})
     agent.crashed(90)
     agent.start()
     controller.reply(stop, "done")
