@@ -67,10 +67,10 @@ class Access:
 
     @property
     def owning_gid(self) -> int:
-        """The group that the socket's file gets."""
+        """The group that the socket's file gets; -1 = it keeps the agent's own, which nobody else may pass."""
         if self.admin_gid is not None:
             return self.admin_gid
-        return self.reader_gid if self.reader_gid is not None else 0
+        return self.reader_gid if self.reader_gid is not None else -1
 
     @property
     def mode(self) -> int:
