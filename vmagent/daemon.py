@@ -186,7 +186,10 @@ class Daemon:
         turn()
 
     def reload(self) -> None:
-        """SIGHUP: the site's policy and the trust in signers take effect at once; what needs a restart is named."""
+        """SIGHUP: the site's policy is in force at once, `security.authority` with it, and changed CA files are read.
+
+        All else waits for a restart and is named: `security.crl`, `ca_directory` and `proxy_certificates`, too.
+        """
         notify(f"RELOADING=1\nMONOTONIC_USEC={int(time.monotonic() * 1e6)}")
         try:
             fresh = configfile.read(self._path, self._config.policy.host)
