@@ -1,6 +1,6 @@
 """The schema's verdict in words a person can act on: what was said, where, and what would be accepted instead.
 
-An unknown setting is an error: an option that silently does nothing is how limits get lost (FACTS 4, row 22).
+An unknown setting is an error: an option that silently does nothing is how limits get lost (FACTS 4.22).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The one place where hypervisors differ: a declared table of driver profiles, and the choice among them.
 
 Observation, actions, limits, the domain XML and the published capabilities read a `Profile`; nobody else asks which
-hypervisor this is.  Sources: FACTS 5 and 1 (F10), libvirt's driver support tables.
+hypervisor this is.  Sources: FACTS F10 and 5, libvirt's driver support tables.
 
 Choosing (`pick`).  libvirt says which domain types it would start, but not whether hardware virtualisation is real:
 a host whose /dev/kvm runs firmware only (software KVM) is offered as `kvm` as well.  On x86 the processor itself must
