@@ -119,6 +119,8 @@ def trust(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config(hypervisor: str, rabbitmq: Any, golden: Any, bridge: str, trust: Path, tmp_path: Path) -> Dict[str, Any]:
     directory, image = golden
+    if not rabbitmq.alive():  # a test that failed may have left it dead
+        rabbitmq.start()
     (tmp_path / "passcode").write_text("guest")
     return {
         "site": SITE, "host": HOST, "instance": INSTANCE,

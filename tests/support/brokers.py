@@ -48,6 +48,9 @@ class _Broker:
                 raise AssertionError(f"the broker did not start: {self.output()}")
             time.sleep(0.1)
 
+    def alive(self) -> bool:
+        return self._listens()
+
     def kill(self) -> None:
         """kill -9, and wait until it is gone."""
         process = self._processes.pop()
