@@ -134,7 +134,8 @@ class Daemon:
         await self.parts.recovery.resync()
 
     def _fatal(self, failure: Any) -> None:
-        log.critical("cannot start: %s", failure.value, exc_info=(failure.type, failure.value, failure.tb))
+        known = isinstance(failure.value, (Fault, Problem, OSError))
+        log.critical("cannot start: %s", failure.value, exc_info=None if known else failure.value)
         self.code = EXIT_FAILED
         if reactor.running:
             reactor.stop()

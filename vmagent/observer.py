@@ -49,7 +49,7 @@ class Observer:
         domain = await self._domain(record.vm)
         if domain.seen is not Seen.RUNNING:
             await self.count_frames(0.0)
-        elif record.phase != "ready":
+        elif record.phase != "ready" or self._counted_at < 0.0:  # once after a restart, for those who look
             self._nudge(record)
             await self.count_frames(COUNTED_FRESH_S)
         leftovers = await self._leftovers(record, domain)

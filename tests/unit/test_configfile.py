@@ -447,3 +447,10 @@ def test_every_other_section_is_named_never_ignored(tmp_path: Path) -> None:
     now, waiting = reloaded(running, read(tmp_path, "security: {crl: when_present}\nintervals: {hold_s: 5}\n"))
     assert waiting == ("security", "intervals")
     assert (now.security, now.intervals) == (running.security, running.intervals)
+
+
+def test_a_default_reply_may_write_the_site_out(tmp_path: Path) -> None:
+    file = tmp_path / "vmagent.yaml"
+    broker = {"urls": ["stomp://b:61613"], "default_reply": "/queue/vmagent.EXAMPLE.replies"}
+    file.write_text(yaml.safe_dump({"site": "EXAMPLE", "host": "wn1.example.org", "broker": broker}))
+    assert configfile.read(file).policy.default_reply == "/queue/vmagent.EXAMPLE.replies"

@@ -10,6 +10,7 @@ import re
 from fnmatch import fnmatchcase
 from typing import Any, Callable, Iterator, List, Mapping, Tuple
 
+from vmagent.configfile.building import named
 from vmagent.configfile.loading import Complaint, Parts
 from vmagent.configfile.networks import network_complaints
 from vmagent.core import dn
@@ -121,9 +122,10 @@ def authority(values: Values) -> Iterator[Complaint]:
 
 def replies(values: Values) -> Iterator[Complaint]:
     settings = values["broker"]
-    if not settings["default_reply"].startswith(tuple(settings["reply_prefixes"])):
-        prefixes = ", ".join(settings["reply_prefixes"])
-        yield Complaint(("broker", "default_reply"), "is not below broker.reply_prefixes", f"begins with {prefixes}")
+    prefixes = tuple(named(prefix, values) for prefix in settings["reply_prefixes"])
+    if not named(settings["default_reply"], values).startswith(prefixes):
+        known = ", ".join(settings["reply_prefixes"])
+        yield Complaint(("broker", "default_reply"), "is not below broker.reply_prefixes", f"begins with {known}")
 
 
 def socket(values: Values) -> Iterator[Complaint]:
@@ -142,7 +144,7 @@ def networks(values: Values) -> Iterator[Complaint]:
 CHECKS: Tuple[Tuple[Tuple[Tuple[str, ...], ...], Check], ...] = (
     ((("instance",), ("networks",)), instance),
     ((("broker",),), broker),
-    ((("broker",),), replies),
+    ((("broker",), ("site",), ("host",)), replies),
     ((("flavours",), ("limits",)), flavours),
     ((("security",), ("networks",), ("flavours",), ("limits",)), authority),
     ((("socket",), ("directories",)), socket),
