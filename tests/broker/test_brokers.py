@@ -12,10 +12,11 @@ import pytest
 
 from tests.broker.conftest import Linked
 from tests.support import building
+from tests.support.memory_store import MemoryStore
 from vmagent.broker.client import Subscription
 from vmagent.broker.outbox import Outbox
 from vmagent.broker.profiles import PREFETCH_FRAMES
-from vmagent.core.changes import Publish
+from vmagent.core.changes import Publish, SendReply
 from vmagent.core.codec import canonical
 from vmagent.errors import Fault, FaultKind
 from vmagent.lanes import Lanes
@@ -153,12 +154,31 @@ def _drain(reader: Linked, seen: List[str]) -> bool:
 
 
 def test_a_send_to_nowhere_costs_the_link_and_it_comes_back(rabbitmq: Any, linked: Any, passcode_file: Any) -> None:
-    """RabbitMQ's ERROR about a channel names no frame: everything under way fails, and the link is made anew."""
+    """RabbitMQ's ERROR about a channel names no frame: alone under way it is REFUSED, in company only AWAY."""
     one = linked(rabbitmq.url, login="guest", passcode_file=passcode_file).up()
-    with pytest.raises(Fault) as caught:
-        one.loop.result(one.link.send("/exchange/not-there/x", b"x", {}))
-    assert caught.value.kind is FaultKind.AWAY
-    one.up()
+    for bodies, kind in (([b"x"], FaultKind.REFUSED), ([b"x", b"y"], FaultKind.AWAY)):
+        sends = [one.link.send("/exchange/not-there/x", body, {}) for body in bodies]
+        for send in sends[1:]:
+            send.addErrback(lambda _: None)
+        with pytest.raises(Fault) as caught:
+            one.loop.result(sends[0])
+        assert caught.value.kind is kind
+        one.up()
+
+
+def test_a_reply_to_nowhere_stops_nothing(rabbitmq: Any, linked: Any, passcode_file: Any, queue: str) -> None:
+    """RabbitMQ closes the link on it without saying which frame it was: the outbox finds it and sends it elsewhere."""
+    one = linked(rabbitmq.url, Subscription("c", queue), login="guest", passcode_file=passcode_file)
+    store = MemoryStore()
+    store.open(building.now())
+    event = Publish("events", "org.vmagent.vm.state", "host", building.WALL, {"n": 1})
+    store.commit([event, SendReply("/exchange/not-there/x", {"n": 2}), event, event])
+    places = {"events": queue, "replies": queue}
+    outbox = Outbox(store, one.link, one.loop, "//site/host", places, lambda row: b"%d" % row.row, 10)
+    one.on_state = outbox.link_changed
+    one.loop.until(lambda: {frame.body for frame in one.frames} == {b"1", b"2", b"3", b"4"}, 60)
+    one.loop.until(lambda: not one.loop.result(store.outbox(0, 10)))
+    outbox.stop()
 
 
 def test_a_half_open_predecessor_only_delays(linked: Any, activemq: Any) -> None:

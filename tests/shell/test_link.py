@@ -243,6 +243,14 @@ def test_every_url_is_tried_once_per_round_in_random_order() -> None:
     assert len(orders) > 5
 
 
+def test_an_error_without_a_name_is_about_the_only_frame_under_way() -> None:
+    for count, kinds in ((1, [FaultKind.REFUSED]), (2, [FaultKind.AWAY, FaultKind.AWAY])):
+        rig = Rig().up()
+        fates = [rig.send() for _ in range(count)]
+        rig.session.events.error(rig.session, "", "not found")
+        assert [fate[0] for fate in fates] == kinds
+
+
 def test_silence_is_counted_in_periods_and_any_sign_of_life_counts() -> None:
     rig = Rig(heartbeat_s=10.0)
     rig.link.start()

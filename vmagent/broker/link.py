@@ -182,7 +182,7 @@ class Link:
     ) -> Deferred[None]:
         """Fires when the broker has *processed* it.
 
-        Faults: AWAY (no link, or it went), UNKNOWN (no receipt in time), REFUSED (the broker's ERROR names this very
+        Faults: AWAY (no link, or it went), UNKNOWN (no receipt in time), REFUSED (the broker's ERROR is about this very
         frame), BUSY (too many wait).  After each of them the message may still have arrived.
         """
         if not self._state.up:
@@ -256,11 +256,13 @@ class Link:
             self._lose(why)
 
     def error(self, session: Session, receipt: str, text: str) -> None:
-        """An ERROR frame.  Its text is for people; which frame it is about stands in its receipt-id."""
+        """An ERROR frame.  Its text is for people.  It is about the frame that its receipt-id names; without one
+        (RabbitMQ, when its channel closes) about the only one under way, if it is the only one."""
         if session is not self._session:
             return
         log.warning("the broker said ERROR: %s", text)
-        self._lose(f"the broker said: {text}", receipt, FaultKind.REFUSED)
+        culprit = next(iter(self._owed)) if not receipt and len(self._owed) == 1 else receipt
+        self._lose(f"the broker said: {text}", culprit, FaultKind.REFUSED)
 
     def _lose(self, why: str, culprit: str = "", kind: FaultKind = FaultKind.AWAY) -> None:
         session, self._session = self._session, None

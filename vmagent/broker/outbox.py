@@ -6,10 +6,12 @@ Rules
   - In order: rows are read oldest first and handed to the link in that order; at most `window` are under way.
   - A receipt first, the store second: rows whose receipt came while the store cannot forget them are kept in mind and
     not sent again by this process; after a crash they are, which their readers can tell.
-  - A row that the broker itself refuses (its ERROR names the frame) must not stop the others, for every ERROR costs the
-    link: a reply to a place that cannot be goes to the site's own replies destination instead, once; any other row is
-    set aside and tried again later.  Nothing is dropped.  A row that cannot be rendered is a bug of ours: logged with
-    traceback, counted, left in the store, passed over until the next link.
+  - A row that the broker itself refuses must not stop the others, for every ERROR costs the link, and not every broker
+    says what its ERROR is about.  So rows that were under way when a link went are *suspects*, sent one by one on the
+    next: an ERROR is then about that one.  Refused twice, a reply to a place that cannot be goes to the site's own
+    replies destination instead; any other row is set aside and tried again later.  Nothing is dropped.
+  - A row that cannot be rendered is a bug of ours: logged with traceback, counted, left in the store, passed over until
+    the next link.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ REPLIES = "replies"  # the stream whose rows carry their own destination
 EXPIRY_S: Mapping[str, float] = {"capacity": 300.0, "telemetry": 300.0}  # streams that are worthless when old
 AGAIN_S = 2.0  # after the store failed
 ASIDE_S = 60.0  # until a refused row is tried again
+REFUSALS = 2  # an ERROR may come by chance while a row is under way, hardly twice
 
 
 class Rows(Protocol):
@@ -82,6 +85,8 @@ class Outbox:
         self._more = True  # rows above the cursor may be there
         self._reading = False
         self._flight: Set[int] = set()
+        self._suspects: Set[int] = set()  # under way when a link went
+        self._refusals: Counter[int] = Counter()
         self._receipted: Set[int] = set()  # not forgotten by the store yet
         self._forgetting = False
         self._aside: Set[int] = set()  # refused by the broker
@@ -111,13 +116,15 @@ class Outbox:
     def _restart(self) -> None:
         self._life += 1
         self._cursor, self._more, self._reading = 0, True, False
+        self._suspects |= self._flight
         self._flight.clear()
 
     # reading and sending
 
     def _pump(self) -> None:
-        room = self._window - len(self._flight)
-        worth_it = not self._flight or 4 * room >= self._window  # few rows per read cost the store more than the wait
+        window = min(1, self._window) if self._suspects else self._window
+        room = window - len(self._flight)
+        worth_it = not self._flight or 4 * room >= window  # few rows per read cost the store more than the wait
         if room > 0 and worth_it and self._more and not self._reading and self._link.state().up:
             self._reading, self._more = True, False
             reading = self._store.outbox(self._cursor, room)
@@ -136,6 +143,8 @@ class Outbox:
                 self._send(row)
         if life == self._life:
             self._reading = False
+            if not self._more and not self._flight:
+                self._suspects.clear()  # the store has none of them any more
             self._pump()
 
     def _unread(self, failure: Failure, life: int) -> None:
@@ -181,7 +190,9 @@ class Outbox:
         reach("receipted")
         self._receipted.add(row.row)
         self.counts["receipted"] += 1
-        self._diverted.discard(row.row)
+        for about in (self._diverted, self._suspects):
+            about.discard(row.row)
+        self._refusals.pop(row.row, None)
         if life == self._life:
             self._flight.discard(row.row)
         self._forget()
@@ -203,9 +214,14 @@ class Outbox:
 
     def _refused(self, row: OutboxRow, fault: Fault) -> None:
         self.counts["refused"] += 1
-        elsewhere = row.stream == REPLIES and self._destination(row) != self._destinations[REPLIES]
-        log.error("the broker refuses row %d to %s: %s", row.row, self._destination(row), fault.detail)
-        if elsewhere:
+        self._refusals[row.row] += 1
+        destination = self._destination(row)
+        log.error("the broker refuses row %d to %s: %s", row.row, destination, fault.detail)
+        if self._refusals[row.row] < REFUSALS:
+            return
+        del self._refusals[row.row]
+        self._suspects.discard(row.row)
+        if row.stream == REPLIES and destination != self._destinations[REPLIES]:
             self._diverted.add(row.row)
         else:
             self._aside.add(row.row)
