@@ -61,7 +61,7 @@ def run(
     child = _start(argv, stdin, limits)
     try:
         output, complaint = _listen(child, deadline, longest)
-        child.wait(max(0.0, deadline - time.monotonic()))
+        _wait(child, deadline)
     except subprocess.TimeoutExpired:
         raise Fault(FaultKind.UNKNOWN, f"{argv[0]}: no end within {deadline_s:g} s") from None
     except _TooMuch:
@@ -126,6 +126,19 @@ def _listen(child: subprocess.Popen[bytes], deadline: float, longest: int) -> Tu
                 raise _TooMuch
             del complaint[LONGEST_COMPLAINT:]
     return bytes(output), bytes(complaint)
+
+
+def _wait(child: subprocess.Popen[bytes], deadline: float) -> None:
+    """Its end, without polling: Popen.wait with a time-out sleeps and looks, sleeps and looks."""
+    handle = os.pidfd_open(child.pid)
+    try:
+        with selectors.DefaultSelector() as selector:
+            selector.register(handle, selectors.EVENT_READ)
+            if not selector.select(max(0.0, deadline - time.monotonic())):
+                raise subprocess.TimeoutExpired(child.args, 0)
+    finally:
+        os.close(handle)
+    child.wait()
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

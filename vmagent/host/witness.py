@@ -173,7 +173,11 @@ def _counters(table: str) -> Mapping[str, int]:
 
 
 def _json(command: Sequence[str]) -> Any:
-    return json.loads(children.run(["nft", "-j", *command], _LIST_S - _MARGIN_S))
+    answer = children.run(["nft", "-j", *command], _LIST_S - _MARGIN_S)
+    try:
+        return json.loads(answer)
+    except ValueError as error:
+        raise Fault(FaultKind.UNKNOWN, f"nft answered {len(answer)} bytes that are no JSON: {error}") from None
 
 
 def _named(listed: Any, kind: str) -> List[Mapping[str, Any]]:
