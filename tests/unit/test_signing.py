@@ -210,6 +210,12 @@ def test_short_rsa_keys(site: Site) -> None:
     assert site.refused(with_header(site.ca.issue("other"), header)) == "algorithm"
 
 
+def test_a_short_key_between_signer_and_anchor(site: Site) -> None:
+    middle = site.ca.issue("Middle CA", made.rsa_key(1024), ca=True)
+    site.write("middle.crl", middle.crl())
+    assert site.refused(signed_by(Holder(*_below(middle, "user")))) in ("algorithm", "certificate-untrusted")
+
+
 def test_p384_has_no_algorithm(site: Site) -> None:
     with pytest.raises(ValueError, match="P-256"):
         signed_by(site.ca.issue("user", ec.generate_private_key(ec.SECP384R1())))
