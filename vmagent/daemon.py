@@ -8,11 +8,11 @@ broker's commands and READY=1.  Order of a stop: nothing new is taken; guests, r
 from __future__ import annotations
 
 import fcntl
-import importlib
 import logging
 import os
 import random
 import signal
+import socket
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -56,12 +56,19 @@ def boottime() -> float:
 
 
 def notify(state: str) -> None:
-    """Tell systemd; nothing happens where there is none."""
-    try:
-        sd = importlib.import_module("systemd.daemon")
-    except ImportError:
+    """Tell the service manager (sd_notify(3)); nothing happens where there is none.
+
+    The library's own call blocks while the manager does not read: a frozen manager would freeze the agent.
+    """
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path:
         return
-    sd.notify(state)
+    address = "\0" + path[1:] if path.startswith("@") else path
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as link:
+        try:
+            link.sendto(state.encode("utf-8"), address)
+        except OSError as error:
+            log.warning("the service manager does not take %r: %s", state, error)
 
 
 def _own(path: Path) -> int:
