@@ -25,7 +25,7 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate of a CA that this site does not know."""
     folder = tmp_path_factory.mktemp("stranger")
     now = datetime.datetime.now(datetime.timezone.utc)
-    pki.init(folder, "somebody else's CA", now)
+    pki.init(folder, "some other CA", now)
     pki.issue(folder, "controller", "client", now)
     return folder
 
