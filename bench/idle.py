@@ -1,6 +1,6 @@
 """What the agent costs while nothing happens: CPU of one core with N idle VMs, against one look by virsh.
 
-    python3 -m bench.idle [VMS] [SECONDS]        (root, libvirt, QEMU; default 100 VMs, 120 s)
+    python3 -m bench.idle [VMS] [SECONDS]        (root, libvirt, QEMU; default 30 VMs, 120 s)
 
 Guests are bare QEMUs of 32 MiB without an operating system.  The peer is `virsh domstats --state`, one whole look at
 the same domains by somebody else's code, measured in the same run; the agent looks once a minute and holds limits.
@@ -45,7 +45,7 @@ def config(folder: Path, vms: int) -> Dict[str, Any]:
         "images": {"directory": str(image.parent), "catalogue": {
             "none": {"file": "none.raw", "format": "raw", "sha512": digest}}},
         "limits": {"cores": 1, "memory_mib": 64, "disk_gib": 1, "lifetime_s": 86400, "count": max(1, vms)},
-        "capacity": {"reserved_memory_mib": 256, "disk_floor_gib": 0, "cpu_overcommit": 64},
+        "capacity": {"reserved_memory_mib": 256, "disk_floor_gib": 0, "cpu_overcommit": 16},
     }
 
 
@@ -53,6 +53,8 @@ def start(agent: Agent, vms: int) -> float:
     """Start them all through the local socket; seconds until every one is ready."""
     payload = {"schema": "vm.start/1", "id": str(uuid.uuid4()), "on_behalf_of": {"subject": "/CN=bench"},
                "args": {"flavour": "bare", "image": {"id": "none"}, "lifetime_s": 86400, "count": vms}}
+    while not agent.ask("status")["hypervisor"]["connected"]:  # the socket opens first of all
+        time.sleep(0.2)
     begun = time.monotonic()
     answer = agent.ask("command", **payload)
     assert answer.get("status") == "accepted", answer
@@ -74,7 +76,7 @@ def look_s(rounds: int = 3) -> float:
 
 
 def main() -> None:
-    vms = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+    vms = int(sys.argv[1]) if len(sys.argv) > 1 else 30
     seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 120.0
     with tempfile.TemporaryDirectory(prefix="vmagent-bench-", dir="/var/tmp") as name:
         folder = Path(name)
@@ -84,7 +86,7 @@ def main() -> None:
         assert agent.process is not None
         try:
             took = start(agent, vms)
-            time.sleep(15)
+            time.sleep(10)
             begun, used = time.monotonic(), cpu_s(agent.process.pid)
             time.sleep(seconds)
             used, lasted = cpu_s(agent.process.pid) - used, time.monotonic() - begun
