@@ -32,6 +32,7 @@ class Announcer:
         security: str,
         version: str,
         certificates: Callable[[], Mapping[str, int]],
+        capabilities: Callable[[], Mapping[str, Any]],
     ) -> None:
         self._world = world
         self._store = store
@@ -41,6 +42,7 @@ class Announcer:
         self._security = security
         self._version = version
         self._certificates = certificates  # -> file: whole days left
+        self._capabilities = capabilities  # what this host can enforce (limitviews.capabilities)
         self._told = ""
 
     def host(self, now: Now) -> Dict[str, Any]:
@@ -50,7 +52,7 @@ class Announcer:
             info, self._consequences.policy, now, epoch=self._world.epoch, version=self._version,
             drained=self._world.drained, degraded=self._world.degraded,
             commands=[f"{verb}/1" for verb in VERBS], security=self._security, certificates=self._certificates(),
-            capabilities={"start": info.startable, "cpu_cap": info.cpu_caps, "emulated": info.domain_type == "qemu"},
+            capabilities=self._capabilities(),
         )
 
     async def state(self) -> None:

@@ -14,7 +14,10 @@ from vmagent.core.changes import Change, Publish, PutAudit, PutSetting
 from vmagent.log import event
 
 log = logging.getLogger("vmagent")
-ALERTS = {"stuck": "vm-stuck"}
+DRIFTS = ("cpu-drift", "disk-io-drift", "memory-drift", "firewall-drift", "bandwidth-drift", "port-drift")
+OF_THEIR_NAME = ("isolated", "rejoined", "spoofed", "capped")
+ALERTS = {"stuck": "vm-stuck", **dict.fromkeys(DRIFTS, "limit-drift"), **dict(zip(OF_THEIR_NAME, OF_THEIR_NAME))}
+"""Kind of a security.alert -> the message that it is logged as."""
 
 
 class Chronicle:

@@ -111,6 +111,32 @@ MESSAGES: Mapping[str, Message] = {
         logging.ERROR,
         "An error in the agent itself, with its traceback: please report it.",
     ),
+    "limit-drift": Message(
+        "6c8e01a3f2c74b4f9a30b5a4f1d0c217",
+        logging.WARNING,
+        "A running VM's limit was not as wanted. It was set again, unless the line says that it cannot be.",
+    ),
+    "isolated": Message(
+        "6c8e01a3f2c74b4f9a30b5a4f1d0c218",
+        logging.ERROR,
+        "A running VM's network limits cannot be restored: its interfaces were taken down until they are.",
+    ),
+    "rejoined": Message(
+        "6c8e01a3f2c74b4f9a30b5a4f1d0c219", logging.WARNING, "An isolated VM is proven again; its interfaces are up."
+    ),
+    "spoofed": Message(
+        "6c8e01a3f2c74b4f9a30b5a4f1d0c21a", logging.WARNING, "A VM sent frames with addresses that are not its own."
+    ),
+    "capped": Message(
+        "6c8e01a3f2c74b4f9a30b5a4f1d0c21b",
+        logging.WARNING,
+        "A VM opens more connections, or to more destinations, than it may: is it compromised?",
+    ),
+    "swept": Message(
+        "6c8e01a3f2c74b4f9a30b5a4f1d0c21c",
+        logging.WARNING,
+        "Rules or an interface of ours belonged to no VM any more and were removed.",
+    ),
 }
 
 FIELDS: Mapping[str, str] = {
@@ -128,6 +154,7 @@ FIELDS: Mapping[str, str] = {
     "peer": "URI of libvirt or URL of the broker",
     "epoch": "epoch of the store",
     "file": "the file in question",
+    "device": "the host's network interface in question",
     "count": "how many",
     "seconds": "how long, or how long until",
 }

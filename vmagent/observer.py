@@ -1,18 +1,19 @@
-"""Joins what libvirt, the disk, the kernel's counters and the process table say into one `Observed` per VM.
+"""Joins what libvirt, the disk, the kernel's limits and counters and the process table say into one `Observed` per VM.
 
 Rules: "I cannot see it" is Seen.UNKNOWN, never MISSING (DESIGN 1.4).  MISSING counts once it was seen twice, at least a
 second apart, over a healthy connection.  Costly looks (disk, processes, counters) are taken only while they matter:
-a VM that runs and is ready is observed through libvirt alone.
+a VM that runs and is ready is observed through libvirt and its cgroup alone; its network is looked at by holding.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Dict, FrozenSet, Mapping, Optional, Tuple
+from typing import Dict, FrozenSet, Mapping, Optional, Sequence, Tuple
 
 from vmagent import ports
-from vmagent.core.model import DomainSeen, HostSeen, Observed, Seen, VmRecord
+from vmagent.core import identity, proof
+from vmagent.core.model import DomainSeen, HostSeen, NetworkSeen, Observed, Seen, VmRecord, VmSpec
 from vmagent.errors import Fault
 from vmagent.world import World
 
@@ -30,14 +31,18 @@ class Observer:
         world: World,
         hypervisor: ports.Hypervisor,
         images: ports.Images,
-        witness: ports.Witness,
+        firewall: ports.Firewall,
+        shaper: ports.Shaper,
+        cgroups: ports.Cgroups,
         processes: ports.Processes,
         clock: ports.Clock,
     ) -> None:
         self._world = world
         self._hypervisor = hypervisor
         self._images = images
-        self._witness = witness
+        self._firewall = firewall
+        self._shaper = shaper
+        self._cgroups = cgroups
         self._processes = processes
         self._clock = clock
         self._missing_since: Dict[str, float] = {}
@@ -47,15 +52,41 @@ class Observer:
     async def look(self, record: VmRecord) -> Observed:
         """Observe one VM now and remember it."""
         domain = await self._domain(record.vm)
-        if domain.seen is not Seen.RUNNING:
-            await self.count_frames(0.0)
-        elif record.phase != "ready" or self._counted_at < 0.0:  # once after a restart, for those who look
+        asked = record.phase != "ready" or self._counted_at < 0.0  # once after a restart, for those who look
+        if domain.seen is Seen.RUNNING and asked:
             self._nudge(record)
             await self.count_frames(COUNTED_FRESH_S)
         leftovers = await self._leftovers(record, domain)
-        observed = Observed(domain, self._twice(domain), leftovers, self._speaking(record))
+        network = await self._network(record, domain)
+        cgroup = self._cgroups.seen((record.vm,)).get(record.vm) if domain.seen in LIVE else None
+        observed = Observed(domain, self._twice(domain), leftovers, self._speaking(record), network, cgroup)
         self._world.observed[record.vm] = observed
         return observed
+
+    async def _network(self, record: VmRecord, domain: DomainSeen) -> Optional[NetworkSeen]:
+        """Read back now while a start or a changed wish waits for it; else as it was when it was last held."""
+        last, journal = self._world.network.get(record.vm), record.journal
+        changed = last is not None and last.of != proof.network_digest(record.spec)
+        waits = changed or journal.limits_before is not None
+        waits = waits or (domain.seen is Seen.PAUSED and journal.paused_by == "start")
+        if domain.seen in LIVE and record.spec.interfaces and waits:
+            await self.read_back((record.spec,))
+        return self._world.network.get(record.vm)
+
+    async def read_back(self, specs: Sequence[VmSpec]) -> bool:
+        """Compare the network limits of these VMs with their wishes.  A fault is told, leaves what was known: False."""
+        try:
+            rules, rates = await self._firewall.drift(specs), await self._shaper.drift(specs)
+        except Fault as fault:
+            self._world.degraded["network-limits"] = f"they cannot be read back: {fault}"
+            log.warning("network limits cannot be read back: %s", fault)
+            return False
+        self._world.degraded.pop("network-limits", None)
+        at = self._clock.now().at
+        for spec in specs:
+            found = (*rules.get(spec.vm, ()), *rates.get(spec.vm, ()))
+            self._world.network[spec.vm] = NetworkSeen(proof.network_digest(spec), at, found)
+        return True
 
     async def look_all(self) -> HostSeen:
         """One whole look at the hypervisor.  Faults: AWAY, UNKNOWN."""
@@ -73,7 +104,7 @@ class Observer:
             return
         self._counted_at = now
         try:
-            self._frames = await self._witness.watched()
+            self._frames = await self._firewall.watched()
         except Fault as fault:
             log.warning("network counters: %s", fault)
 
@@ -81,7 +112,7 @@ class Observer:
         """A guest that has nothing to say is asked by the kernel for its address, and answers."""
         for interface in record.spec.interfaces:
             if self._frames.get(interface.device, 0) == 0:
-                self._witness.nudge(interface.bridge, interface.addresses)
+                self._firewall.nudge(interface.bridge, interface.addresses)
 
     def speaking(self, record: VmRecord) -> bool:
         """Whether every interface has sent from an assigned address, by the counters as last read."""
@@ -128,11 +159,21 @@ class Observer:
             return last.leftovers
         found = set(await self._files(record.vm, last))
         devices = [interface.device for interface in record.spec.interfaces]
-        if devices and all(device in self._frames for device in devices):
-            found.add("witness")
+        if devices and await self._guarded(devices):
+            found.add("firewall")
         if domain.seen in (Seen.MISSING, Seen.OFF):
             found |= self._processes.leftovers(record.vm, devices)
+            shaped = [identity.shaper_name(i.device) for i in record.spec.interfaces]
+            found |= {"shaper"} if "interface" in self._processes.leftovers(record.vm, shaped) else set()
         return frozenset(found)
+
+    async def _guarded(self, devices: Sequence[str]) -> bool:
+        """Whether each of these has rules; when that cannot be seen, they are made once more: that does no harm."""
+        try:
+            return set(devices) <= await self._firewall.devices()
+        except Fault as fault:
+            log.warning("firewall: %s", fault)
+            return False
 
     async def _files(self, vm: str, last: Optional[Observed]) -> FrozenSet[str]:
         try:

@@ -6,11 +6,10 @@ What layer 2 packages need of each other they get here, as plain callables: none
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import random
 from dataclasses import dataclass
-from typing import Any, Callable, Coroutine, Mapping, Optional
+from typing import Any, Callable, Coroutine, Mapping, Optional, Sequence, Tuple
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -18,24 +17,25 @@ from twisted.python.failure import Failure
 import vmagent
 from vmagent import ports
 from vmagent.announcer import Announcer
-from vmagent.broker.client import BrokerLink, LinkState, Subscription
-from vmagent.broker.inbox import Inbox
-from vmagent.broker.outbox import Outbox
-from vmagent.broker.profiles import PROFILES
 from vmagent.broker.signing import Unsigned, Verifier
 from vmagent.broker.trust import TrustStore
+from vmagent.channel import Channel, channel
 from vmagent.chronicle import Chronicle, Feeds
 from vmagent.config import Config
 from vmagent.consequences import Consequences
-from vmagent.core import events, walltime
+from vmagent.core import limitviews, walltime
 from vmagent.core.admission import HostRoom
-from vmagent.core.changes import OutboxRow
+from vmagent.core.changes import Change, PutSetting
 from vmagent.core.model import VmSpec
 from vmagent.core.policy import Policy
+from vmagent.counting import Watchman
 from vmagent.errors import Fault
-from vmagent.host import room
+from vmagent.holding import Holder
+from vmagent.host import interfaces, room
+from vmagent.host.cgroups import HostCgroups
+from vmagent.host.firewall import NftFirewall
 from vmagent.host.processes import ProcProcesses
-from vmagent.host.witness import NftWitness
+from vmagent.host.shaper import TcShaper
 from vmagent.hypervisor.adapter import Libvirt
 from vmagent.hypervisor.perform import Paths
 from vmagent.images.local import LocalImages
@@ -49,11 +49,32 @@ from vmagent.queries import Queries
 from vmagent.reconciler import Reconciler
 from vmagent.recovery import Recovery
 from vmagent.store.store import SqliteStore
+from vmagent.sweeping import Sweeper
 from vmagent.world import World
 
 log = logging.getLogger("vmagent.daemon")
-THREADS = {"store": 1, "images": 3, "witness": 1, "files": 1}
+THREADS = {"store": 1, "images": 3, "network": 2, "files": 1}
 RELOAD_S = 30.0
+OVERHEAD = "memory_overhead_mib"  # the setting that holds what was learned
+
+
+@dataclass
+class Kernel:
+    """What the host's kernel does for us, beside what libvirt does."""
+
+    firewall: NftFirewall
+    shaper: TcShaper
+    cgroups: HostCgroups
+    processes: ProcProcesses
+
+
+@dataclass
+class Keepers:
+    """Who looks after limits beside the loop."""
+
+    holder: Holder
+    sweeper: Sweeper
+    watchman: Watchman
 
 
 @dataclass
@@ -63,6 +84,7 @@ class Parts:
     clock: ports.Clock
     store: SqliteStore
     images: LocalImages
+    kernel: Kernel
     hypervisor: Libvirt
     channel: Channel
     world: World
@@ -70,6 +92,7 @@ class Parts:
     observer: Observer
     reconciler: Reconciler
     recovery: Recovery
+    keepers: Keepers
     announcer: Announcer
     intake: Intake
     local: LocalServer
@@ -101,20 +124,50 @@ class Parts:
         self.reconciler.mark_all()
         self._run(self.announcer.changed())
 
+    async def network(self) -> None:
+        """The default drop for our prefix, and what the kernel can do here.  A host without goes on: it starts nothing
+        that needs it, and says so.
+        """
+        try:
+            await self.kernel.firewall.start()
+        except Fault as fault:
+            self.world.degraded["firewall"] = str(fault)
+            log.error("no firewall: %s", fault)
+        else:
+            self.world.degraded.pop("firewall", None)
+        await self.kernel.shaper.start()
+
     async def hold(self) -> None:
-        """Read the limits of running guests again, and mend what drifted; see whether their QEMUs run."""
+        """Hold the limits of running guests; see whether their QEMUs run."""
         observed = self.world.observed
         live = [vm for vm in self.world.records if vm in observed and observed[vm].domain.seen in LIVE]
         self.hypervisor.look_alive(live)
-        for record in self.world.records.values():
-            if record.spec.cpu_cap_core_percent is not None:
-                self.reconciler.mark(record.vm)
+        await self.keepers.holder.hold()
 
     async def minute(self) -> None:
-        """What is looked after once a minute."""
+        """What is looked after once a minute, each by itself: what fails holds up nothing else."""
+        keepers = self.keepers
+        for look in (self._files, self._network_again, lambda: keepers.holder.hold(whole=True), keepers.sweeper.sweep,
+                     keepers.watchman.count, self._learn, self.intake.minute, self.announcer.changed):
+            try:
+                await look()
+            except Fault as fault:
+                log.warning("%s", fault)
+
+    async def _files(self) -> None:
         await self.lanes["files"].run("trust", RELOAD_S, self.trust.reload)
-        await self.intake.minute()
-        await self.announcer.changed()
+
+    async def _network_again(self) -> None:
+        if "firewall" in self.world.degraded:
+            await self.network()
+
+    async def _learn(self) -> None:
+        """What QEMU takes beside the guest's memory: the most that was ever seen is what admission counts."""
+        live = {vm: record.spec.memory_mib for vm, record in self.world.records.items()
+                if vm in self.world.observed and self.world.observed[vm].domain.seen in LIVE}
+        learned = max(self.kernel.cgroups.overheads(live).values(), default=0)
+        if learned > self.world.settings.get(OVERHEAD, 0):
+            await self.world.transact(lambda: _setting(OVERHEAD, learned))
 
     async def prune(self) -> None:
         """Once a day: what is past its time is forgotten."""
@@ -124,6 +177,7 @@ class Parts:
         """SIGHUP: everything that reads the policy reads this one from now on."""
         self.consequences.policy = policy
         self.images.adopt(policy.images)
+        self.kernel.firewall.adopt(policy.firewall)
         self.reconciler.mark_all()
         self._run(self.minute())
 
@@ -135,12 +189,17 @@ class Parts:
         self.channel.outbox.stop()
         await self.channel.link.stop()
         await self.hypervisor.stop()
+        self.kernel.shaper.close()
         await self.store.close()
         for lanes in self.lanes.values():
             lanes.stop()
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> None:
         Deferred.fromCoroutine(work).addErrback(_told)
+
+
+async def _setting(name: str, value: Any) -> Tuple[Sequence[Change], None]:
+    return (PutSetting(name, value),), None
 
 
 def _told(failure: Failure) -> None:
@@ -170,36 +229,58 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
     store = SqliteStore(config.directories.state / "vmagent.db", lanes["store"], broker.spool_rows,
                         broker.spool_mib * 2**20)
     images = LocalImages(config.images, policy.images, lanes["images"])
-    witness = NftWitness(policy.instance, lanes["witness"])
-    processes = ProcProcesses()
-
-    def paths(spec: VmSpec) -> Paths:
-        return Paths(*images.paths(spec.vm), str(images.golden(spec)))
-
-    hypervisor = Libvirt(config.hypervisor, policy.instance, paths, reactor, processes.halted, chance.random)
+    interfaces.ours_alone(policy.instance)
+    kernel = _kernel(policy, lanes["network"])
+    hypervisor = Libvirt(config.hypervisor, policy.instance, _paths(images), reactor, kernel.processes.halted,
+                         chance.random)
     late, feed = _LateOutbox(), LiveFeed()
     world = World(store, late, Feeds(feed, Chronicle()))
     consequences = Consequences(world, policy)
-    observer = Observer(world, hypervisor, images, witness, processes, clock)
-    performers = {"hypervisor": hypervisor, "images": images, "witness": witness}
+    observer = Observer(world, hypervisor, images, kernel.firewall, kernel.shaper, kernel.cgroups, kernel.processes,
+                        clock)
+    performers = {"hypervisor": hypervisor, "images": images, "firewall": kernel.firewall, "shaper": kernel.shaper,
+                  "cgroups": kernel.cgroups}
     reconciler = Reconciler(world, observer, performers, consequences, clock, reactor)
     recovery = Recovery(world, store, observer, reconciler, consequences, clock)
+    keepers = Keepers(
+        Holder(world, observer, kernel.firewall, kernel.shaper, kernel.cgroups, reconciler, consequences, clock),
+        Sweeper(world, hypervisor, kernel.firewall, kernel.shaper, clock),
+        Watchman(world, kernel.firewall, clock),
+    )
     trust = TrustStore(config.security)
     verifier = _verifier(config, trust)
+    capabilities = _capabilities(hypervisor, kernel)
     announcer = Announcer(world, store, hypervisor, consequences, clock, config.security.commands,
-                          vmagent.__version__, lambda: _days_left(trust, clock))
-    intake = Intake(world, store, verifier, _room(hypervisor, images, world), consequences,
+                          vmagent.__version__, lambda: _days_left(trust, clock), capabilities)
+    intake = Intake(world, store, verifier, _room(hypervisor, images, kernel, world), consequences,
                     Limits(broker.max_command_kib * 1024, config.security.commands == "signed"), clock,
                     reconciler.mark, announcer.snapshot_changes, announcer.changed)
-    channel = _channel(config, reactor, clock, chance, store, intake, world)
-    late.outbox = channel.outbox
+    way = channel(config, reactor, clock, chance, store, intake, world)
+    late.outbox = way.outbox
     queries = Queries(world, store, hypervisor, images, clock, lambda: consequences.policy,
-                      lambda: dataclasses.asdict(channel.link.state()))
+                      lambda: dataclasses.asdict(way.link.state()), capabilities,
+                      kernel.firewall.counters)
     local = LocalServer(config.socket, reactor,
                         lambda payload, signer: Deferred.fromCoroutine(intake.local(payload, signer)),
                         queries.table(), feed, clock, policy.host)
-    return Parts(clock, store, images, hypervisor, channel, world, consequences, observer, reconciler, recovery,
-                 announcer, intake, local, trust, lanes)
+    return Parts(clock, store, images, kernel, hypervisor, way, world, consequences, observer, reconciler, recovery,
+                 keepers, announcer, intake, local, trust, lanes)
+
+
+def _kernel(policy: Policy, lanes: Lanes) -> Kernel:
+    processes = ProcProcesses()
+    return Kernel(NftFirewall(policy.instance, lanes, policy.firewall), TcShaper(policy.instance, lanes),
+                  HostCgroups(lanes, processes), processes)
+
+
+def _paths(images: LocalImages) -> Callable[[VmSpec], Paths]:
+    return lambda spec: Paths(*images.paths(spec.vm), str(images.golden(spec)))
+
+
+def _capabilities(hypervisor: ports.Hypervisor, kernel: Kernel) -> Callable[[], Mapping[str, Any]]:
+    """What this host can really enforce, as host.state publishes it."""
+    return lambda: limitviews.capabilities(hypervisor.info(), kernel.firewall.info(), kernel.shaper.info(),
+                                           kernel.cgroups.version())
 
 
 def _verifier(config: Config, trust: TrustStore) -> ports.Verifier:
@@ -211,66 +292,17 @@ def _days_left(trust: TrustStore, clock: ports.Clock) -> Mapping[str, int]:
 
 
 def _room(
-    hypervisor: ports.Hypervisor, images: ports.Images, world: World
+    hypervisor: ports.Hypervisor, images: ports.Images, kernel: Kernel, world: World
 ) -> Callable[[], Deferred[HostRoom]]:
     """What admission may promise.  With libvirt away nobody knows what it can start: then the wish waits for it."""
     here = room.facts()
 
     def of(free_gib: int) -> HostRoom:
         info = hypervisor.info()
-        return HostRoom(here.cores, here.memory_mib, free_gib, world.drained, info.startable or not info.connected,
-                        cpu_caps=info.cpu_caps)
+        return HostRoom(
+            here.cores, here.memory_mib, free_gib, world.drained, info.startable or not info.connected,
+            cpu_caps=info.cpu_caps, disk_io=info.disk_io, memory_overhead_mib=world.settings.get(OVERHEAD, 0),
+            shaping=bool(kernel.shaper.info().qdisc), filtering=kernel.firewall.info().tracking != "none",
+        )  # fmt: skip
 
     return lambda: images.free_gib().addCallback(of)
-
-
-@dataclass
-class Channel:
-    """The way to and from the broker."""
-
-    link: BrokerLink
-    inbox: Inbox
-    outbox: Outbox
-
-
-def _channel(
-    config: Config, reactor: Any, clock: ports.Clock, chance: random.Random, store: ports.Store, intake: Intake,
-    world: World,
-) -> Channel:
-    broker = config.broker
-    profile = PROFILES[broker.profile]
-    everyone = Subscription(broker.client_id, broker.commands_all, durable=True)
-    subscriptions = (Subscription("commands", broker.commands), everyone)
-
-    def changed(state: LinkState) -> None:
-        if state.up:
-            world.degraded.pop("broker", None)
-            event(log, "broker-up", "the broker is connected", peer=state.url)
-        elif "broker" not in world.degraded:
-            event(log, "broker-away", f"no broker: {state.why}", peer=state.url, reason=state.why)
-        if not state.up:
-            world.degraded["broker"] = state.why
-        channel.inbox.link_changed(state)
-        channel.outbox.link_changed(state)
-
-    link = BrokerLink(broker, profile, reactor, lambda: walltime.seconds(clock.now().wall), chance, subscriptions,
-                      lambda frame: channel.inbox.received(frame), changed)
-    max_bytes = broker.max_command_kib * 1024
-    inbox = Inbox(link, reactor,
-                  lambda raw, topic, headers: Deferred.fromCoroutine(intake.frame(raw, topic)),
-                  lambda size: Deferred.fromCoroutine(intake.oversized(size)), frozenset({everyone.id}), max_bytes)
-    source = f"//{config.policy.site}/{config.policy.host}"
-    destinations = {"events": broker.events, "usage": broker.usage, "capacity": broker.capacity,
-                    "telemetry": broker.telemetry, "replies": config.policy.default_reply}
-    outbox = Outbox(store, link, reactor, source, destinations, _renderer(source), broker.window)
-    channel = Channel(link, inbox, outbox)
-    return channel
-
-
-def _renderer(source: str) -> Callable[[OutboxRow], bytes]:
-    def render(row: OutboxRow) -> bytes:
-        """The same bytes for the same row, every time."""
-        body = row.data if row.stream == "replies" else events.cloud_event(row, source)
-        return bytes(json.dumps(body, sort_keys=True, separators=(",", ":")), "utf-8")
-
-    return render

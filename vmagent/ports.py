@@ -14,7 +14,20 @@ from twisted.internet.defer import Deferred
 from vmagent.core.actions import Action
 from vmagent.core.changes import Change, CommandRow, Epoch, OutboxRow, Stored
 from vmagent.core.commands import Signer
-from vmagent.core.model import DomainSeen, HostSeen, HypervisorInfo, Now, VmRecord
+from vmagent.core.model import (
+    CgroupSeen,
+    DomainSeen,
+    Drift,
+    FirewallInfo,
+    HostSeen,
+    HypervisorInfo,
+    NicCounters,
+    Now,
+    ShaperInfo,
+    VmRecord,
+    VmSpec,
+)
+from vmagent.core.policy import SiteFirewall
 from vmagent.core.request import Envelope
 
 
@@ -77,17 +90,90 @@ class Images(Protocol):
         """(overlay, seed): where they are or would be."""
 
 
-class Witness(Protocol):
-    """Sees, from outside, that a guest speaks with its own addresses (PROTOCOL 2, ready)."""
+class Firewall(Protocol):
+    """The kernel's packet filter: who may say what to whom, and counters of it all.  Ours is one table, no other."""
+
+    def start(self) -> Deferred[None]:
+        """Find out what the kernel can do and put the default drop for our prefix in force.  Faults: REFUSED, UNKNOWN;
+        may be called again."""
+
+    def info(self) -> FirewallInfo: ...
+
+    def adopt(self, site: SiteFirewall) -> None:
+        """The site's rules from now on; what is in force differs from them until `restore`."""
 
     def perform(self, action: Action) -> Deferred[None]:
-        """WATCH_NETWORK, UNWATCH_NETWORK.  Faults: REFUSED, UNKNOWN."""
+        """APPLY_FIREWALL, WATCH_NETWORK, REMOVE_FIREWALL.  Faults: REFUSED (with the kernel's words), UNKNOWN."""
+
+    def drift(self, specs: Sequence[VmSpec]) -> Deferred[Mapping[str, Tuple[Drift, ...]]]:
+        """vm -> what differs from the wish in the kernel ("firewall"); () = proven.  Faults: UNKNOWN."""
+
+    def stale(self) -> bool:
+        """Whether anything may have changed since the last `drift`.  Quick: one netlink message."""
+
+    def restore(self, specs: Sequence[VmSpec]) -> Deferred[None]:
+        """All of these VMs' rules, in one transaction.  Faults: REFUSED, UNKNOWN."""
 
     def watched(self) -> Deferred[Mapping[str, int]]:
         """device -> frames seen from an assigned source address since it is watched.  Faults: UNKNOWN."""
 
+    def counters(self) -> Deferred[Mapping[str, NicCounters]]:
+        """device -> its counters, those of interfaces that are gone included.  Faults: UNKNOWN."""
+
+    def devices(self) -> Deferred[FrozenSet[str]]:
+        """The interfaces that have rules of ours, whether they exist or not.  Faults: UNKNOWN."""
+
+    def forget(self, devices: Sequence[str]) -> Deferred[None]:
+        """Remove rules and counters of these.  Faults: REFUSED (not ours), UNKNOWN."""
+
     def nudge(self, bridge: str, addresses: Sequence[str]) -> None:
         """Make the kernel ask for these neighbours, so that a silent guest answers.  Never fails."""
+
+
+class Shaper(Protocol):
+    """Bandwidth on the guests' interfaces, and the state of their bridge ports."""
+
+    def start(self) -> Deferred[None]:
+        """Find out which qdiscs there are, by trying.  Never fails: `info` says what was found."""
+
+    def info(self) -> ShaperInfo: ...
+
+    def perform(self, action: Action) -> Deferred[None]:
+        """SHAPE, UNSHAPE, ISOLATE, REJOIN.  Faults: REFUSED (with the kernel's words), UNKNOWN."""
+
+    def drift(self, specs: Sequence[VmSpec]) -> Deferred[Mapping[str, Tuple[Drift, ...]]]:
+        """vm -> what differs on its live interfaces ("bandwidth", "port", "isolated", "missing"); () = proven.
+
+        Faults: UNKNOWN.
+        """
+
+    def stale(self) -> bool:
+        """Whether a qdisc or link of ours may have changed since the last `drift`.  Quick: what netlink told."""
+
+    def devices(self) -> Deferred[FrozenSet[str]]:
+        """Interfaces of ours that no guest uses (no carrier, or made for shaping).  Faults: UNKNOWN."""
+
+    def forget(self, devices: Sequence[str]) -> Deferred[None]:
+        """Remove these.  Faults: REFUSED (not ours, or in use), UNKNOWN."""
+
+
+class Sweepable(Protocol):
+    """What the sweep needs of both."""
+
+    def forget(self, devices: Sequence[str]) -> Deferred[None]: ...
+
+
+class Cgroups(Protocol):
+    """The guests' cgroups, beside what libvirt says of them."""
+
+    def seen(self, vms: Sequence[str]) -> Mapping[str, CgroupSeen]:
+        """Those that have one.  Quick, local."""
+
+    def overheads(self, memory_mib: Mapping[str, int]) -> Mapping[str, int]:
+        """vm -> MiB that its QEMU takes beside the guest's own memory (given by vm).  Local; not for every second."""
+
+    def perform(self, action: Action) -> Deferred[None]:
+        """TELL_SYSTEMD.  Faults: REFUSED, UNKNOWN, GONE."""
 
 
 class Processes(Protocol):

@@ -5,20 +5,22 @@ Layer 4: it knows the views of `local/` and the parts that hold the truth; it de
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Awaitable, Callable, Dict, List, Mapping, Sequence
 
 from twisted.internet.defer import Deferred
 
 import vmagent
 from vmagent import ports
-from vmagent.core.model import Now, VmRecord
+from vmagent.core.model import NicCounters, Now, Observed, VmRecord
 from vmagent.core.policy import Policy
-from vmagent.errors import Problem
+from vmagent.errors import Fault, Problem
 from vmagent.local import views
 from vmagent.world import World
 
 Args = Mapping[str, Any]
 MOST_AUDIT = 10_000
+_NOT_COUNTED: Mapping[str, NicCounters] = {}
 
 
 class Queries:
@@ -33,6 +35,8 @@ class Queries:
         clock: ports.Clock,
         policy: Callable[[], Policy],
         broker: Callable[[], Mapping[str, Any]],
+        capabilities: Callable[[], Mapping[str, Any]],
+        counters: Callable[[], Deferred[Mapping[str, NicCounters]]],
     ) -> None:
         self._world = world
         self._store = store
@@ -41,13 +45,15 @@ class Queries:
         self._clock = clock
         self._policy = policy
         self._broker = broker
+        self._capabilities = capabilities
+        self._counters = counters
 
     def table(self) -> Dict[str, Callable[[Args], Deferred[Any]]]:
         """verb -> callable(args) -> Deferred of plain JSON."""
         queries: Dict[str, Callable[[Args], Awaitable[Any]]] = {
             "list": self._list, "show": self._show, "who": self._who, "over": self._over, "audit": self._audit,
             "drain_check": self._drain_check, "status": self._status, "capacity": self._capacity,
-            "doctor": self._doctor,
+            "doctor": self._doctor, "limits": self._limits,
         }
         return {verb: _deferred(query) for verb, query in queries.items()}
 
@@ -62,11 +68,28 @@ class Queries:
         records = self._records() + (list(self._world.recent.values()) if args.get("all") is True else [])
         return views.listing(records, self._world.observed, self._world.foreign, self._now())
 
-    async def _show(self, args: Args) -> Any:
+    def _meant(self, args: Args) -> VmRecord:
         """args: `vm`: id, beginning of an id, or name."""
-        known = self._records() + list(self._world.recent.values())
-        record = views.find(_text(args, "vm"), known)
-        return views.show(record, self._world.observed, self._now(), self._policy())
+        return views.find(_text(args, "vm"), self._records() + list(self._world.recent.values()))
+
+    async def _show(self, args: Args) -> Any:
+        return views.show(self._meant(args), self._world.observed, self._now(), self._policy())
+
+    async def _limits(self, args: Args) -> Any:
+        """What the kernel does not tell about counters hides nothing of the rest."""
+        record, counters, why = self._meant(args), _NOT_COUNTED, ""
+        try:
+            counters = await self._counters()
+        except Fault as fault:
+            why = str(fault)
+        return views.limits(record, self._newest(record.vm), self._now(), counters, why)
+
+    def _newest(self, vm: str) -> Mapping[str, Observed]:
+        """The last look at this VM with the last at its network, which is looked at more often."""
+        seen = self._world.observed.get(vm)
+        if seen is None:
+            return {}
+        return {vm: dataclasses.replace(seen, network=self._world.network.get(vm, seen.network))}
 
     async def _who(self, args: Args) -> Any:
         return views.who(self._records(), self._world.observed, self._now())
@@ -106,7 +129,8 @@ class Queries:
         """What only the running daemon knows."""
         info = self._hypervisor.info()
         return {**self._facts(), "hypervisor": {"connected": info.connected, "why": info.why,
-                                                "domain_type": info.domain_type, "startable": info.startable}}
+                                                "domain_type": info.domain_type, "startable": info.startable},
+                "capabilities": dict(self._capabilities())}
 
     def _facts(self) -> Dict[str, Any]:
         return {"version": vmagent.__version__, "wall": self._now().wall, "drained": self._world.drained,

@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred
 from vmagent import ports
 from vmagent.consequences import Consequences
 from vmagent.core import plan as planning
+from vmagent.core import proof
 from vmagent.core.actions import TABLE, Action
 from vmagent.core.changes import Change
 from vmagent.core.ending import because
@@ -32,6 +33,7 @@ OWED_LOOK_S = 5.0  # while a reply is owed, look at least this often
 READY_POLL_FIRST_S, READY_POLL_MOST_S = 1.0, 30.0
 STEPS_AT_ONCE = 64
 LONGEST_STEP_S = 2 * max(row.deadline_s for row in TABLE.values()) + 60
+IN_VAIN_MOST = 3  # a limit that was set this often and still reads otherwise
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.5, 60.0
 
 
@@ -57,14 +59,14 @@ class Reconciler:
     ) -> None:
         self._world = world
         self._observer = observer
-        self._performers = performers  # port name -> hypervisor | images | witness
+        self._performers = performers  # port name -> hypervisor | images | firewall | shaper | cgroups
         self._consequences = consequences
         self._clock = clock
         self._timer = timer
         self._dirty: Set[str] = set()
         self._busy: Dict[str, float] = {}  # VM id -> boot time at which its step began
         self._failures: Dict[str, int] = {}
-        self._acted: Dict[str, Tuple[Action, Observed]] = {}
+        self._acted: Dict[str, Tuple[Action, Observed, int]] = {}  # VM id -> what was done, on what, how often in vain
         self._wake: Dict[str, Any] = {}  # VM id -> pending delayed call
         self._turning = False
         self._stopped = False
@@ -94,6 +96,11 @@ class Reconciler:
     def idle(self) -> bool:
         """Nothing is dirty and nothing is under way."""
         return not self._dirty and not self._busy
+
+    def busy_s(self, vm: str) -> float:
+        """For how long a step of this VM has been under way; 0 = none is."""
+        since = self._busy.get(vm)
+        return 0.0 if since is None else self._clock.now().at - since
 
     def healthy(self) -> bool:
         """No step is under way for longer than every deadline in it together: somebody still owns each of them."""
@@ -135,7 +142,7 @@ class Reconciler:
             return
         action = planned.action
         if action is not None and (committed or action.safe):
-            await self._act(action, self._in_vain(action, observed))
+            await self._act(action, observed)
         elif not committed:
             self._later(record.vm, self._backoff(record.vm))
         else:
@@ -174,14 +181,16 @@ class Reconciler:
 
     # -- effects
 
-    def _in_vain(self, action: Action, observed: Observed) -> bool:
-        """Whether this very action was performed on this very observation before, and changed nothing."""
-        looked = dataclasses.replace(observed, domain=dataclasses.replace(observed.domain, at=0.0))
+    def _in_vain(self, action: Action, observed: Observed) -> int:
+        """How often this very action was performed on this very observation before, and changed nothing."""
+        seen = _ageless(observed)
         before = self._acted.get(action.vm)
-        self._acted[action.vm] = (action, looked)
-        return before == (action, looked)
+        times = before[2] + 1 if before is not None and before[:2] == (action, seen) else 0
+        self._acted[action.vm] = (action, seen, times)
+        return times
 
-    async def _act(self, action: Action, in_vain: bool) -> None:
+    async def _act(self, action: Action, observed: Observed) -> None:
+        times = self._in_vain(action, observed)
         reach(f"before-{action.do.value}")
         try:
             await self._performers[action.port].perform(action)
@@ -189,11 +198,20 @@ class Reconciler:
             await self._failed(action, fault)
             return
         reach(f"after-{action.do.value}")
-        if in_vain:
-            self._later(action.vm, self._backoff(action.vm))
+        if times:
+            await self._changed_nothing(action, observed, times)
             return
         self._failures.pop(action.vm, None)
         self.mark(action.vm)
+
+    async def _changed_nothing(self, action: Action, observed: Observed, times: int) -> None:
+        """Success was told, and the next look found the same: after a few times a limit counts as refused."""
+        differs = proof.drift(action.spec, observed)
+        if times >= IN_VAIN_MOST and differs and action.do in proof.REPAIRS.values():
+            found = "; ".join(f"{one.what} {one.device}: {one.found}".replace(" :", ":") for one in differs)
+            await self._failed(action, Fault(FaultKind.REFUSED, f"it was done, but what is read back differs: {found}"))
+        else:
+            self._later(action.vm, self._backoff(action.vm))
 
     async def _failed(self, action: Action, fault: Fault) -> None:
         """What it means is the planner's to say; people read it in the reason trail."""
@@ -259,6 +277,12 @@ class Reconciler:
         call = self._wake.pop(vm, None)
         if call is not None:
             call.cancel()
+
+
+def _ageless(observed: Observed) -> Observed:
+    """The observation without its ages."""
+    network = observed.network and dataclasses.replace(observed.network, at=0.0)
+    return dataclasses.replace(observed, domain=dataclasses.replace(observed.domain, at=0.0), network=network)
 
 
 def _ready_poll(running_s: float) -> float:

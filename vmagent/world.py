@@ -13,7 +13,7 @@ from twisted.internet.defer import DeferredLock
 
 from vmagent import ports
 from vmagent.core.changes import Change, CommandRow, Epoch, PutCommand, PutSetting, PutVm, Stored
-from vmagent.core.model import ForeignSeen, Observed, VmRecord
+from vmagent.core.model import ForeignSeen, NetworkSeen, Observed, VmRecord
 
 T = TypeVar("T")
 RECENT = 1000  # closed records kept in memory, for `list` and for commands that still owe a reply
@@ -33,6 +33,7 @@ class World:
         self.settings: Dict[str, Any] = {}
         self.recent: Dict[str, VmRecord] = {}  # closed, oldest first
         self.observed: Dict[str, Observed] = {}
+        self.network: Dict[str, NetworkSeen] = {}  # VM id -> its network limits as last read back
         self.foreign: Tuple[ForeignSeen, ...] = ()
         self.degraded: Dict[str, str] = {}  # part -> why, published with host.state
         self._owed: Dict[str, Set[str]] = {}  # VM id -> ids of commands that still owe a final reply
@@ -92,6 +93,7 @@ class World:
             self.records[record.vm] = record
             return
         self.records.pop(record.vm, None)
+        self.network.pop(record.vm, None)
         self.recent[record.vm] = record
         for vm in list(self.recent)[: max(0, len(self.recent) - RECENT)]:
             if vm not in self._owed:

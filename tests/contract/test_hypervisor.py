@@ -8,14 +8,17 @@ import uuid
 import pytest
 
 from tests.support import building, hypervisor, libvirtd
-from vmagent.core import limits
+from vmagent.core import quota
 from vmagent.core.actions import TABLE, Do
 from vmagent.core.identity import device_name, domain_name
-from vmagent.core.model import CpuLimit, Seen
+from vmagent.core.model import CpuLimit, DiskIo, Seen
 from vmagent.errors import Fault, FaultKind
 
 needs_libvirtd = pytest.mark.skipif(not libvirtd.can_run(), reason="needs root and libvirtd")
 BRIDGE = "vmactbr0"
+LIMITS = (Do.APPLY_CPU, Do.APPLY_DISK_IO)
+SLOW = DiskIo(4_000_000, 2_000_000, 400, 200)
+FULL_SPEED = DiskIo()
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +57,23 @@ def refused(rig, do, spec, **kw):
     return caught.value.kind
 
 
+def assert_limited(rig, spec, seen):
+    """Everything that the driver can limit, read back from the live domain."""
+    assert (seen.memory_mib, seen.memory_max_mib) == (spec.memory_mib, spec.memory_mib)
+    if rig.cpu_caps:
+        assert (seen.cpu, seen.weight, seen.cpu_by) == (quota.cpu_limit(spec), spec.limits.cpu_weight, "quota")
+        assert seen.disk_io == spec.limits.disk_io
+    else:
+        assert (seen.cpu, seen.weight, seen.cpu_by, seen.disk_io) == (None, None, "none", None)
+
+
 def test_it_connects_says_so_and_asks_to_look_at_everything(rig):
     assert rig.connections == [True]
     assert rig.hints[0] is None
     info = rig.port.info()
     assert info.connected and info.cores > 0 and info.memory_mib > 0 and info.startable
     assert info.cpu_caps is rig.cpu_caps
+    assert info.disk_io is rig.cpu_caps
 
 
 def test_before_it_connects_nothing_is_claimed():
@@ -86,18 +100,19 @@ def test_one_life(rig):
     rig.do(Do.DEFINE, spec)
     defined = rig.see(spec)
     assert (defined.seen, defined.tag, defined.name) == (Seen.OFF, rig.tag(spec), domain_name(spec.vm))
-    assert defined.cpu is None and defined.disks == ("vda", "vdb")
+    assert defined.disks == ("vda", "vdb")
+    assert (defined.cpu, defined.weight, defined.memory_mib, defined.memory_max_mib, defined.disk_io) == (None,) * 5
 
     rig.do(Do.START_PAUSED, spec)
     paused = rig.see(spec)
     assert (paused.seen, paused.reason) == (Seen.PAUSED, "user")
-    assert limits.cpu_holds(spec, paused.cpu)
+    assert_limited(rig, spec, paused)
 
     ran = rig.tag(spec, may_have_run=True, started_at=12.5)
     rig.do(Do.RESUME, spec, tag=ran)
     running = rig.see(spec)
     assert (running.seen, running.tag) == (Seen.RUNNING, ran)
-    assert limits.cpu_holds(spec, running.cpu)
+    assert_limited(rig, spec, running)
 
     rig.do(Do.PAUSE, spec)
     assert rig.see(spec).seen is Seen.PAUSED
@@ -187,13 +202,20 @@ def test_strangers_are_reported_and_not_ours(rig):
     assert (seen.seen, seen.reason, seen.tag) == (Seen.FOREIGN, "other-instance", None)
 
 
-@pytest.mark.parametrize("do", [do for do in Do if TABLE[do].port == "hypervisor" and do is not Do.APPLY_CPU])
+@pytest.mark.parametrize("do", [do for do in Do if TABLE[do].port == "hypervisor" and do not in LIMITS])
 def test_a_strangers_domain_is_never_touched(rig, do):
     spec = rig.spec()
     rig.outside.foreign(spec.vm, f"theirs-{spec.vm[:8]}")
     before = rig.see(spec)
     assert refused(rig, do, spec) is FaultKind.REFUSED
     assert dataclasses.replace(rig.see(spec), at=before.at) == before
+
+
+@pytest.mark.parametrize("do", LIMITS)
+def test_a_strangers_limits_are_never_touched(rig, do):
+    spec = rig.spec()
+    rig.outside.foreign(spec.vm, f"theirs-{spec.vm[:8]}")
+    assert refused(rig, do, spec) is FaultKind.REFUSED
 
 
 def test_a_name_that_somebody_else_holds_is_not_taken(rig):
@@ -229,29 +251,100 @@ def test_a_saved_run_is_seen_and_discarded(rig):
     assert rig.see(spec).seen is Seen.OFF
 
 
-def test_limits_are_read_back_and_drift_is_seen_and_repaired(rig):
-    spec = rig.spec()
-    rig.begin(spec)
+def limited(rig, spec, **kw):
+    """The same VM with other limits."""
+    return dataclasses.replace(spec, limits=dataclasses.replace(spec.limits, **kw))
+
+
+def both_looks(rig, spec):
+    """One look, after the whole look said the same."""
+    seen = dataclasses.replace(rig.see(spec), at=0.0)
+    assert dataclasses.replace(rig.result(rig.port.observe_all()).domains[spec.vm], at=0.0) == seen
+    return seen
+
+
+@pytest.mark.parametrize("cap,cores", [(1, 4), (37, 2), (250, 4), (100, 1), (None, 2)])
+def test_cap_and_weight_are_there_before_anything_runs(rig, cap, cores):
     if not rig.cpu_caps:
-        assert rig.see(spec).cpu is None
+        return
+    spec = rig.spec(cores=cores, cpu_cap_core_percent=cap, cpu_weight=37)
+    rig.begin(spec)
+    seen = both_looks(rig, spec)
+    assert seen.seen is Seen.PAUSED
+    assert_limited(rig, spec, seen)
+    assert seen.cpu == (CpuLimit(100_000, 1000 * cap) if cap else quota.UNLIMITED)
+
+
+def test_drift_of_a_limit_is_seen_and_repaired(rig):
+    spec = rig.spec()
+    rig.begin(spec, Do.RESUME)
+    if not rig.cpu_caps:
         assert refused(rig, Do.APPLY_CPU, spec, cpu=CpuLimit(100_000, 50_000)) is FaultKind.REFUSED
+        assert refused(rig, Do.APPLY_DISK_IO, spec) is FaultKind.REFUSED
         return
-    for drifted in (CpuLimit(100_000, 70_000), limits.UNLIMITED):
+    for drifted in (CpuLimit(100_000, 70_000), CpuLimit(50_000, 5_000), quota.UNLIMITED):
         rig.outside.limit(spec.vm, drifted)
-        assert rig.see(spec).cpu == drifted
-        assert rig.result(rig.port.observe_all()).domains[spec.vm].cpu == drifted
+        assert both_looks(rig, spec).cpu == drifted
         rig.do(Do.APPLY_CPU, spec)
-        assert rig.see(spec).cpu == limits.cpu_limit(spec)
-    rig.do(Do.APPLY_CPU, spec, cpu=limits.UNLIMITED)
-    assert rig.see(spec).cpu == limits.UNLIMITED
+        assert_limited(rig, spec, both_looks(rig, spec))
+    rig.outside.weigh(spec.vm, 1000)
+    assert both_looks(rig, spec).weight == 1000
+    rig.do(Do.APPLY_CPU, spec)
+    assert_limited(rig, spec, both_looks(rig, spec))
 
 
-def test_a_cap_that_cannot_be_held_is_refused_before_anything_is_made(rig):
-    spec = rig.spec(cpu_cap_core_percent=50)
-    if rig.cpu_caps:
-        rig.do(Do.DEFINE, spec)
+def test_cpu_limits_change_live(rig):
+    spec = rig.spec()
+    rig.begin(spec, Do.RESUME)
+    if not rig.cpu_caps:
         return
-    assert refused(rig, Do.DEFINE, spec) is FaultKind.REFUSED
+    for cap, weight in ((100, 300), (2, 1), (None, 10_000), (20, 100)):
+        spec = limited(rig, spec, cpu_cap_core_percent=cap, cpu_weight=weight)
+        rig.do(Do.APPLY_CPU, spec, cpu=None)
+        seen = both_looks(rig, spec)
+        assert seen.seen is Seen.RUNNING
+        assert_limited(rig, spec, seen)
+
+
+def test_disks_are_limited_from_the_start_and_live(rig):
+    if not rig.cpu_caps:
+        return
+    spec = rig.spec(disk_io=SLOW)
+    rig.begin(spec)
+    assert rig.see(spec).disk_io == SLOW
+    rig.do(Do.RESUME, spec)
+    for limits in (DiskIo(None, 1_000_000), FULL_SPEED, DiskIo(8_000_000, None, None, 50)):
+        spec = limited(rig, spec, disk_io=limits)
+        for _ in range(2):
+            rig.do(Do.APPLY_DISK_IO, spec)
+            assert both_looks(rig, spec).disk_io == limits
+
+
+@pytest.mark.parametrize("wanted", [SLOW, FULL_SPEED])
+def test_what_others_do_to_a_disk_is_hinted_seen_and_repaired(rig, wanted):
+    if not rig.cpu_caps:
+        return
+    spec = rig.spec(disk_io=wanted)
+    rig.begin(spec, Do.RESUME)
+    rig.result(rig.port.observe_all())
+    for limits in (DiskIo(9_000_000), DiskIo(1, 2, 3, 4)):
+        rig.loop.turn()
+        rig.hints.clear()
+        rig.outside.throttle(spec.vm, limits)
+        rig.loop.until(lambda: spec.vm in rig.hints, 20, "a hint of the disk")
+        assert rig.result(rig.port.observe_all()).domains[spec.vm].disk_io == limits
+        rig.do(Do.APPLY_DISK_IO, spec)
+        assert both_looks(rig, spec).disk_io == wanted
+
+
+@pytest.mark.parametrize("kw", [{"cpu_cap_core_percent": 50}, {"cpu_weight": 200, "cpu_cap_core_percent": None},
+                                {"disk_io": SLOW, "cpu_cap_core_percent": None}])  # fmt: skip
+def test_a_limit_that_cannot_be_held_is_refused_before_anything_is_made(rig, kw):
+    spec = rig.spec(**kw)
+    if rig.cpu_caps:
+        rig.do(Do.DEFINE, spec, cpu=None)
+        return
+    assert refused(rig, Do.DEFINE, spec, cpu=None) is FaultKind.REFUSED
     assert rig.see(spec).seen is Seen.MISSING
 
 

@@ -146,6 +146,9 @@ VERBS: List[Tuple[List[str], str, Dict[str, Any]]] = [
     (["resume", HOST, V1], "vm.resume", {"vms": [V1]}),
     (["reboot", HOST, "--all"], "vm.reboot", {"all": True}),
     (["extend", HOST, V1, "--lifetime", "2h"], "vm.extend", {"vms": [V1], "lifetime_s": 7200}),
+    (["limits", HOST, V1, "--cpu-cap", "50", "--bandwidth-in", "10mbit"], "vm.limits",
+     {"vms": [V1], "cpu_cap_core_percent": 50, "networks": [{"bandwidth_in_kbit": 10_000}]}),
+    (["limits", HOST, "--tagged", "t", "--cpu-weight", "default"], "vm.limits", {"tag": "t", "cpu_weight": None}),
     (["drain", HOST], "host.drain", {}),
     (["undrain", HOST], "host.undrain", {}),
 ]
@@ -161,11 +164,36 @@ def test_verbs(world: World, argv: List[str], verb: str, args: Dict[str, Any]) -
     assert f"done  command {sent.id}" in ran.out.getvalue()
 
 
-def test_nothing_chosen_is_usage(world: World) -> None:
+@pytest.mark.parametrize("argv", [["kill", HOST], ["limits", HOST], ["limits", HOST, "--cpu-cap", "50"]])
+def test_nothing_chosen_is_usage(world: World, argv: List[str]) -> None:
     with pytest.raises(Problem) as caught:
-        assert Ran(world, "kill", HOST).code
+        assert Ran(world, *argv).code
     assert command._refused(caught.value) == 2
     assert world.commands() == []
+
+
+def test_limits_without_a_change_shows_what_the_host_says_now(world: World) -> None:
+    ran = Ran(world, "limits", HOST, "--tagged", "t")
+    (sent,) = world.commands()
+    assert (sent.verb, sent.args) == ("vm.query", {"tag": "t"})
+    world.reply(sent.id, "done", {"vms": [STATE, {**STATE, "vm": V1}]})
+    assert ran.code == 0
+    text = [" ".join(line.split()) for line in ran.out.getvalue().splitlines()]
+    assert text.count("cpu - 50 % of a core 2026-11-20T11:59:40.000Z -") == 2
+    assert sum(V1 in line for line in text) == 1
+
+
+def test_limits_as_json_are_those_of_the_state(world: World) -> None:
+    ran = Ran(world, "limits", HOST, V1, "--json")
+    world.reply(world.commands()[0].id, "done", {"vms": [STATE]})
+    assert ran.json["vms"] == [{name: STATE[name] for name in ("vm", "name", "phase", "since", "age_s", "limits")}]
+    assert ran.code == 0
+
+
+def test_limits_of_nobody(world: World) -> None:
+    ran = Ran(world, "limits", HOST, "--all")
+    world.reply(world.commands()[0].id, "done", {"vms": []})
+    assert (ran.code, ran.out.getvalue()) == (0, "no VMs\n")
 
 
 # -- many hosts

@@ -8,14 +8,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Dict, Mapping, Optional
 
-from vmagent.core import identity
+from vmagent.core import identity, proof, quota
 from vmagent.core.model import (
+    CgroupSeen,
     CpuLimit,
     Desired,
     DomainSeen,
     ImageRef,
     Interface,
     Journal,
+    Limits,
+    NetworkSeen,
+    NicLimits,
     Now,
     Observed,
     Owner,
@@ -56,7 +60,9 @@ def interface(vm: str, index: int = 0, **kw: Any) -> Interface:
 
 
 def spec(**kw: Any) -> VmSpec:
-    """One core, 512 MiB, one interface on "public"; `command` and `member` give the id unless `vm` is named."""
+    """One core, 512 MiB, half a core's cap, one interface on "public"; `command` and `member` give the id unless `vm`
+    is named; `cpu_cap_core_percent` and other members of Limits refine the default limits.
+    """
     command = kw.get("command", COMMAND)
     member = kw.get("member", 0)
     vm = kw.get("vm", identity.vm_id(command, member))
@@ -66,7 +72,6 @@ def spec(**kw: Any) -> VmSpec:
         "cores": 1,
         "memory_mib": 512,
         "disk_gib": 2,
-        "cpu_cap_core_percent": 50,
         "image": ImageRef("tiny", SHA512, "qcow2"),
         "interfaces": (interface(vm),),
         "owner": Owner(USER, "/vo.example/Role=NULL"),
@@ -76,7 +81,10 @@ def spec(**kw: Any) -> VmSpec:
         "flavour": "small",
         "tags": ("batch-1",),
     }
+    limited = {name: kw.pop(name) for name in [f.name for f in dataclasses.fields(Limits)] if name in kw}
     members.update(kw)
+    nics = tuple(NicLimits() for _ in members["interfaces"])
+    members.setdefault("limits", Limits(**{"cpu_cap_core_percent": 50, "nics": nics, **limited}))
     return VmSpec(**members)
 
 
@@ -139,16 +147,21 @@ LIVE = (Seen.RUNNING, Seen.PAUSED, Seen.STOPPING)
 
 
 def domain(seen: Seen = Seen.RUNNING, of: Optional[VmSpec] = None, **kw: Any) -> DomainSeen:
-    """libvirt's view; a live domain has its limit (half a core), devices and disks, as a proven start leaves it."""
+    """libvirt's view; a live domain has its limits, devices and disks, as a proven start leaves it."""
     of = of or spec()
     members: Dict[str, Any] = {"vm": of.vm, "seen": seen, "at": 1000.0, "name": identity.domain_name(of.vm)}
     if seen not in (Seen.MISSING, Seen.UNKNOWN):
         members["disks"] = ("vda", "sda")
     if seen in LIVE:
-        members["cpu"] = CpuLimit(100_000, 50_000)
+        members.update(cpu=quota.cpu_limit(of), weight=of.limits.cpu_weight, cpu_by="quota")
+        members.update(memory_mib=of.memory_mib, memory_max_mib=of.memory_mib, disk_io=of.limits.disk_io)
         members["devices"] = tuple(i.device for i in of.interfaces)
     members.update(kw)
     return DomainSeen(**members)
+
+
+def proven_network(of: VmSpec, at: float = 1000.0) -> NetworkSeen:
+    return NetworkSeen(proof.network_digest(of), at)
 
 
 def observed(seen: Seen = Seen.RUNNING, of: Optional[VmSpec] = None, **kw: Any) -> Observed:
@@ -160,6 +173,10 @@ def observed(seen: Seen = Seen.RUNNING, of: Optional[VmSpec] = None, **kw: Any) 
     else:
         members["domain"] = kw["domain"]
     members.setdefault("missing_twice", seen is Seen.MISSING)
+    if seen in LIVE:
+        of = of or spec()
+        members.setdefault("network", proven_network(of))
+        members.setdefault("cgroup", CgroupSeen(2, quota.cpu_limit(of)))
     return Observed(**members)
 
 

@@ -16,10 +16,10 @@ from tests.support.building import WALL, now, observed, policy, ran, record
 from tests.support.certificates import NOW_S, authority
 from tests.support.fake_link import FakeLink, Sent
 from vmagent.broker.link import Frame
-from vmagent.core import events, request, schemas
+from vmagent.core import events, limitviews, request, schemas
 from vmagent.core.changes import Epoch, OutboxRow
 from vmagent.core.commands import Command, Signer
-from vmagent.core.model import HypervisorInfo
+from vmagent.core.model import FirewallInfo, HypervisorInfo, ShaperInfo
 from vmagent.site.controller import Controller
 from vmagent.site.settings import Site, load
 
@@ -43,7 +43,8 @@ def host_state(host: str, **changes: Any) -> Mapping[str, Any]:
     info = HypervisorInfo("test:///default", "TEST", "test", "x86_64", "9.0", "7.2", 4, 4096, True, 1.0)
     data = events.host_state(
         info, policy(host=host), now(), epoch=Epoch(EPOCH, 1, WALL, "first"), version="0", drained=False, degraded={},
-        commands=["vm.start/1"], security="signed", certificates={}, capabilities={},
+        commands=["vm.start/1"], security="signed", certificates={},
+        capabilities=limitviews.capabilities(info, FirewallInfo("sets", ""), ShaperInfo("tbf", ""), None),
     )
     return {**data, **changes}
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, FrozenSet, List, Optional, Set, Tuple
 
 from twisted.internet.defer import Deferred, fail, succeed
 
-from vmagent.core import limits
+from vmagent.core import quota
 from vmagent.core.actions import Action, Do
 from vmagent.core.identity import domain_name
-from vmagent.core.model import CpuLimit, DomainSeen, ForeignSeen, HostSeen, HypervisorInfo, Seen, Tag
+from vmagent.core.model import CpuLimit, DiskIo, DomainSeen, ForeignSeen, HostSeen, HypervisorInfo, Seen, Tag
 from vmagent.errors import Fault, FaultKind
 
 LIVE = (Seen.RUNNING, Seen.PAUSED, Seen.STOPPING)
-MONITOR = (Do.RESUME, Do.PAUSE, Do.SHUTDOWN, Do.REBOOT)
+MONITOR = (Do.RESUME, Do.PAUSE, Do.SHUTDOWN, Do.REBOOT, Do.APPLY_DISK_IO)
 
 
 @dataclass
@@ -27,6 +28,9 @@ class FakeDomain:
     seen: Seen = Seen.OFF
     reason: str = "unknown"
     cpu: Optional[CpuLimit] = None
+    weight: int = 100
+    disk_io: DiskIo = DiskIo()
+    memory_mib: int = 0
     devices: Tuple[str, ...] = ()
     fresh: bool = True
     boots: int = 0
@@ -37,16 +41,21 @@ class FakeHypervisor:
 
     Tests set: `failing[do]`, the fault the next actions of that kind meet; `waiting = True` to keep answers back until
     `answer()`; `deaf` and `frozen` VM ids; and read `performed`, `domains`.  What happens behind the agent's back:
-    `foreign`, `suspend`, `resume`, `power_off`, `destroy`, `save`, `limit`, `undefine`; to the
-    connection: `cut`, `mend`.
+    `foreign`, `suspend`, `resume`, `power_off`, `destroy`, `save`, `limit`, `weigh`, `throttle`,
+    `undefine`; to the connection: `cut`, `mend`.
     """
 
     def __init__(
-        self, instance: str = "va", seconds: Callable[[], float] = lambda: 1000.0, cpu_caps: bool = True
+        self,
+        instance: str = "va",
+        seconds: Callable[[], float] = lambda: 1000.0,
+        cpu_caps: bool = True,
+        disk_io: bool = True,
     ) -> None:
         self._instance = instance
         self._seconds = seconds
         self._cpu_caps = cpu_caps
+        self._disk_io = disk_io
         self._connected = False
         self._since = seconds()
         self._on_hint: Callable[[Optional[str]], None] = lambda vm: None
@@ -73,7 +82,7 @@ class FakeHypervisor:
     def info(self) -> HypervisorInfo:
         return HypervisorInfo(
             "fake:///", "QEMU", "qemu", "x86_64", "9.0.0", "7.2.0", 8, 16384, self._connected, self._since,
-            "fake", cpu_caps=self._cpu_caps,
+            "fake", cpu_caps=self._cpu_caps, disk_io=self._disk_io,
         )  # fmt: skip
 
     def observe_all(self) -> Deferred[HostSeen]:
@@ -155,6 +164,14 @@ class FakeHypervisor:
         self.domains[vm].cpu = cpu
         self._hint(vm)
 
+    def weigh(self, vm: str, weight: int) -> None:
+        self.domains[vm].weight = weight
+        self._hint(vm)
+
+    def throttle(self, vm: str, limits: DiskIo) -> None:
+        self.domains[vm].disk_io = limits
+        self._hint(vm)
+
     def undefine(self, uuid: str) -> None:
         self.domains.pop(uuid, None)
         self._hint(uuid)
@@ -186,15 +203,20 @@ class FakeHypervisor:
             raise Fault(FaultKind.GONE, f"no domain {action.vm}")
 
     def _define(self, domain: Optional[FakeDomain], action: Action) -> None:
-        if action.cpu is not None and action.cpu.quota_us >= 0 and not self._cpu_caps:
+        cpu, wanted = action.cpu or quota.cpu_limit(action.spec), action.spec.limits
+        if not self._cpu_caps and (cpu.quota_us >= 0 or wanted.cpu_weight != 100):
             raise Fault(FaultKind.REFUSED, "not-supported-here: no CPU caps")
+        if not self._disk_io and wanted.disk_io != DiskIo():
+            raise Fault(FaultKind.REFUSED, "not-supported-here: no limits of disks")
         name = domain_name(action.vm)
         if domain is None and any(other.name == name for other in self.domains.values()):
             raise Fault(FaultKind.REFUSED, f"foreign: another domain is named {name}")
         if domain is None or domain.seen not in LIVE:
             boots = domain.boots if domain else 0
-            cpu = action.cpu or limits.cpu_limit(action.spec)
-            self.domains[action.vm] = FakeDomain(action.vm, name, action.tag, cpu=cpu, boots=boots)
+            self.domains[action.vm] = FakeDomain(
+                action.vm, name, action.tag, cpu=cpu, weight=wanted.cpu_weight, disk_io=wanted.disk_io,
+                memory_mib=action.spec.memory_mib, boots=boots,
+            )  # fmt: skip
 
     def _start_paused(self, domain: FakeDomain, action: Action) -> None:
         if domain.seen not in LIVE:
@@ -205,7 +227,13 @@ class FakeHypervisor:
     def _apply_cpu(self, domain: FakeDomain, action: Action) -> None:
         if not self._cpu_caps:
             raise Fault(FaultKind.REFUSED, "apply-cpu: not supported")
-        domain.cpu = action.cpu or limits.cpu_limit(action.spec)
+        domain.cpu = action.cpu or quota.cpu_limit(action.spec)
+        domain.weight = action.spec.limits.cpu_weight
+
+    def _apply_disk_io(self, domain: FakeDomain, action: Action) -> None:
+        if not self._disk_io:
+            raise Fault(FaultKind.REFUSED, "apply-disk-io: not supported")
+        domain.disk_io = action.spec.limits.disk_io
 
     def _resume(self, domain: FakeDomain, action: Action) -> None:
         if domain.seen not in (Seen.PAUSED, Seen.RUNNING):
@@ -249,11 +277,20 @@ class FakeHypervisor:
         """The same QEMU goes on."""
 
     def _look(self, domain: FakeDomain) -> DomainSeen:
-        live = domain.seen in LIVE
-        cpu = domain.cpu if live and self._cpu_caps else None
-        devices = domain.devices if live else ()
         at, tag = self._seconds(), domain.tag
-        return DomainSeen(domain.uuid, domain.seen, domain.reason, at, tag, domain.name, cpu, devices, ("vda", "vdb"))
+        seen = DomainSeen(domain.uuid, domain.seen, domain.reason, at, tag, domain.name, disks=("vda", "vdb"))
+        if domain.seen not in LIVE:
+            return seen
+        return dataclasses.replace(
+            seen,
+            cpu=domain.cpu if self._cpu_caps else None,
+            weight=domain.weight if self._cpu_caps else None,
+            cpu_by="quota" if self._cpu_caps else "none",
+            memory_mib=domain.memory_mib,
+            memory_max_mib=domain.memory_mib,
+            disk_io=domain.disk_io if self._disk_io else None,
+            devices=domain.devices,
+        )
 
     def _stranger(self, domain: FakeDomain) -> str:
         if domain.tag is None:
@@ -277,6 +314,7 @@ class FakeHypervisor:
 _EFFECTS: Dict[Do, Callable[[FakeHypervisor, FakeDomain, Action], None]] = {
     Do.START_PAUSED: FakeHypervisor._start_paused,
     Do.APPLY_CPU: FakeHypervisor._apply_cpu,
+    Do.APPLY_DISK_IO: FakeHypervisor._apply_disk_io,
     Do.RESUME: FakeHypervisor._resume,
     Do.PAUSE: FakeHypervisor._pause,
     Do.SHUTDOWN: FakeHypervisor._shutdown,

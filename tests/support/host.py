@@ -1,17 +1,19 @@
 """A host made of small worlds (tests/support/world.py), behind every port that the loop and the intake use.
 
-One object plays hypervisor, images, witness and processes.  Faults are asked for by name: `fail[do] = [fault, ...]`
-is raised by the next performances of that effect, `away` makes libvirt unreachable.
+One object plays hypervisor, images and processes, its parts `firewall`, `shaper` and `cgroups` the rest.  Faults are
+asked for by name: `fail[do] = [fault, ...]` is raised by the next performances of that effect, `away` makes libvirt
+unreachable.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Set, Tuple
 
 from twisted.internet.defer import Deferred, fail, succeed
 
 from tests.support import building
+from tests.support.hostnet import HostCgroups, HostFirewall, HostShaper
 from tests.support.world import World as VmWorld
 from vmagent.core.actions import Action, Do
 from vmagent.core.model import DomainSeen, ForeignSeen, HostSeen, HypervisorInfo, Now, Seen
@@ -33,6 +35,7 @@ class FakeHost:
         self.away = False
         self.silent: Set[str] = set()
         self.done: List[Tuple[str, Do]] = []
+        self.firewall, self.shaper, self.cgroups = HostFirewall(self), HostShaper(self), HostCgroups(self)
 
     def now(self) -> Now:
         at = self.clock.seconds()
@@ -85,7 +88,7 @@ class FakeHost:
             return DomainSeen(vm, Seen.MISSING, "", at)
         return dataclasses.replace(world.look().domain, at=at)
 
-    # -- images, witness, processes
+    # -- images, processes
 
     def leftovers(self, *args: Any) -> Any:
         if args:  # as Processes: (vm, devices)
@@ -94,12 +97,6 @@ class FakeHost:
 
     def free_gib(self) -> Deferred[int]:
         return succeed(500)
-
-    def watched(self) -> Deferred[Mapping[str, int]]:
-        return succeed({i.device: int(w.spoken) for w in self.worlds.values() if "witness" in w.left
-                        for i in w.spec.interfaces})
-
-    def nudge(self, bridge: str, addresses: Sequence[str]) -> None: ...
 
     def halted(self, vms: Sequence[str]) -> FrozenSet[str]:
         return frozenset()

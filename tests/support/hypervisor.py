@@ -11,21 +11,21 @@ from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Optional, Seq
 
 import libvirt
 
-from tests.support import building
+from tests.support import bootsector, building
 from tests.support.fake_hypervisor import FakeHypervisor
 from tests.support.loop import RealLoop
 from vmagent.config import HypervisorSettings
-from vmagent.core import limits
+from vmagent.core import quota
 from vmagent.core.actions import Action, Do
-from vmagent.core.domainxml import NAMESPACE, PREFIX, tag_xml
+from vmagent.core.domainxml import IOTUNE, NAMESPACE, PREFIX, tag_xml
 from vmagent.core.identity import domain_name
-from vmagent.core.model import CpuLimit, Tag, VmSpec
+from vmagent.core.model import CpuLimit, DiskIo, Tag, VmSpec
 from vmagent.hypervisor.adapter import Libvirt
 from vmagent.hypervisor.perform import Paths
 from vmagent.hypervisor.session import event_loop
 
 INSTANCE = "vc"  # not the agent tests' own, so that both may use one libvirtd
-GOLDEN_BYTES = 2**20
+GOLDEN_BYTES = bootsector.DISK_BYTES
 
 
 def settings(uri: str, **kw: Any) -> HypervisorSettings:
@@ -37,13 +37,15 @@ def settings(uri: str, **kw: Any) -> HypervisorSettings:
 
 
 class Disks:
-    """Small real images in a folder that QEMU's user can reach."""
+    """Small real images in a folder that QEMU's user can reach; boot: the golden image's first sector."""
 
-    def __init__(self) -> None:
+    def __init__(self, boot: bytes = b"") -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="vmagent-disks-"))
         self.folder.chmod(0o755)
         self.golden = self.folder / "golden.qcow2"
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(self.golden), str(GOLDEN_BYTES)], check=True)
+        raw = self.folder / "golden.raw"
+        raw.write_bytes(boot + bytes(GOLDEN_BYTES - len(boot)))
+        subprocess.run(["qemu-img", "convert", "-O", "qcow2", str(raw), str(self.golden)], check=True)
 
     def paths(self, spec: VmSpec) -> Paths:
         return Paths(str(self.folder / f"{spec.vm}.qcow2"), str(self.folder / f"{spec.vm}.iso"), str(self.golden))
@@ -93,7 +95,7 @@ class Rig:
         return building.tag(building.record(spec=spec), **{"instance": INSTANCE, **kw})
 
     def action(self, do: Do, spec: VmSpec, **kw: Any) -> Action:
-        members: Dict[str, Any] = {"tag": self.tag(spec), "cpu": limits.cpu_limit(spec)}
+        members: Dict[str, Any] = {"tag": self.tag(spec), "cpu": quota.cpu_limit(spec)}
         members.update(kw)
         return Action(do, spec, **members)
 
@@ -152,8 +154,17 @@ class Outside:
         self.domain(vm).managedSave()
 
     def limit(self, vm: str, cpu: CpuLimit) -> None:
-        parameters = {"vcpu_period": cpu.period_us, "vcpu_quota": cpu.quota_us}
+        self.schedule(vm, {"global_period": cpu.period_us, "global_quota": cpu.quota_us})
+
+    def weigh(self, vm: str, weight: int) -> None:
+        self.schedule(vm, {"cpu_shares": quota.shares(weight, cgroup_version())})
+
+    def schedule(self, vm: str, parameters: Dict[str, int]) -> None:
         self.domain(vm).setSchedulerParametersFlags(parameters, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+    def throttle(self, vm: str, limits: DiskIo) -> None:
+        parameters = {name: getattr(limits, member) or 0 for member, name in IOTUNE.items()}
+        self.domain(vm).setBlockIoTune("vda", parameters, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def undefine(self, uuid: str) -> None:
         self.domain(uuid).undefine()
@@ -185,6 +196,10 @@ class FakeOutside:
         self.fake.domains.clear()
 
 
+def cgroup_version() -> int:
+    return quota.cgroup_version(Path("/proc/cgroups").read_text())
+
+
 def nobody_halted(vms: Sequence[str]) -> FrozenSet[str]:
     return frozenset()
 
@@ -205,9 +220,11 @@ def no_disks(spec: VmSpec) -> Paths:
     return Paths(f"/nowhere/{spec.vm}.qcow2", f"/nowhere/{spec.vm}.iso", "/nowhere/golden.qcow2")
 
 
-def qemu(uri: str, halted: Callable[[Sequence[str]], FrozenSet[str]] = nobody_halted, **kw: Any) -> Rig:
+def qemu(
+    uri: str, halted: Callable[[Sequence[str]], FrozenSet[str]] = nobody_halted, boot: bytes = b"", **kw: Any
+) -> Rig:
     loop = RealLoop()
-    disks = Disks()
+    disks = Disks(boot)
     port = Libvirt(settings(uri, **kw), INSTANCE, disks.paths, loop, halted)
     return Rig(port, Outside(uri, "qemu"), loop, cpu_caps=True, disks=disks)
 
@@ -236,3 +253,8 @@ def one_bridge(name: str) -> Iterator[str]:
         yield name
     finally:
         subprocess.run(["ip", "link", "del", name], check=True)
+
+
+def percent(cap: int) -> CpuLimit:
+    """A cap in percent of a core."""
+    return CpuLimit(quota.PERIOD_US, quota.PERIOD_US * cap // 100)

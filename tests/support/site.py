@@ -15,18 +15,21 @@ from tests.support.host import FakeHost
 from tests.support.lanes import HandTurned, lane
 from vmagent.announcer import Announcer
 from vmagent.consequences import Consequences
-from vmagent.core import dn, events, request
+from vmagent.core import dn, events, limitviews, request
 from vmagent.core.admission import HostRoom
 from vmagent.core.commands import Signer
 from vmagent.core.model import Phase
 from vmagent.core.policy import Policy
+from vmagent.counting import Watchman
 from vmagent.errors import Problem
+from vmagent.holding import Holder
 from vmagent.intake import Intake, Limits
 from vmagent.local.feed import LiveFeed
 from vmagent.observer import Observer
 from vmagent.reconciler import Reconciler
 from vmagent.recovery import Recovery
 from vmagent.store.store import SqliteStore
+from vmagent.sweeping import Sweeper
 from vmagent.world import World
 
 MOST_TURNS = 3000
@@ -70,11 +73,17 @@ class Site:
         self.world = World(self.store, NoOutbox(), LiveFeed())
         self.consequences = Consequences(self.world, policy)
         h = self.host
-        self.observer = Observer(self.world, h, h, h, h, h)
-        self.reconciler = Reconciler(self.world, self.observer, {"hypervisor": h, "images": h, "witness": h},
-                                     self.consequences, h, self.reactor)
+        self.observer = Observer(self.world, h, h, h.firewall, h.shaper, h.cgroups, h, h)
+        performers = {"hypervisor": h, "images": h, "firewall": h.firewall, "shaper": h.shaper, "cgroups": h.cgroups}
+        self.reconciler = Reconciler(self.world, self.observer, performers, self.consequences, h, self.reactor)
+        self.holder = Holder(self.world, self.observer, h.firewall, h.shaper, h.cgroups, self.reconciler,
+                             self.consequences, h)
+        self.sweeper = Sweeper(self.world, h, h.firewall, h.shaper, h)
+        self.watchman = Watchman(self.world, h.firewall, h)
         self.recovery = Recovery(self.world, self.store, self.observer, self.reconciler, self.consequences, h)
-        self.announcer = Announcer(self.world, self.store, h, self.consequences, h, "signed", "0", dict)
+        self.announcer = Announcer(
+            self.world, self.store, h, self.consequences, h, "signed", "0", dict,
+            lambda: limitviews.capabilities(h.info(), h.firewall.info(), h.shaper.info(), 2))
         self.intake = Intake(self.world, self.store, Trusting(), self._room, self.consequences, Limits(262144, True), h,
                              self.reconciler.mark, self.announcer.snapshot_changes, self.announcer.changed)
         self.stored = self.wait(self.store.open(h.now()))

@@ -1,23 +1,39 @@
-"""A pure little world: one VM's domain, files and counters, changed by Actions as libvirt and the kernel would.
+"""A pure little world: one VM's domain, files and limits, changed by Actions as libvirt and the kernel would.
 
 It keeps what no planner may get wrong: how often a guest began to execute (`boots`), whether one executed without its
-limit (`broken`), and whether its disk was taken away under it.  A guest obeys ACPI unless `deaf`.
+limits (`broken`), and whether its disk was taken away under it.  A guest obeys ACPI unless `deaf`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Callable, Dict, List, Optional, Set, Tuple
 
 from tests.support import building
 from vmagent.core.actions import Action, Do
-from vmagent.core.limits import cpu_limit
-from vmagent.core.model import CpuLimit, DomainSeen, Now, Observed, Seen, Tag, VmRecord, VmSpec
+from vmagent.core import proof
+from vmagent.core.model import (
+    CgroupSeen,
+    CpuLimit,
+    DiskIo,
+    DomainSeen,
+    Drift,
+    NetworkSeen,
+    NicLimits,
+    Now,
+    Observed,
+    Seen,
+    Tag,
+    VmRecord,
+    VmSpec,
+)
 from vmagent.core.plan import Plan, plan
 from vmagent.core.policy import Policy
+from vmagent.core.quota import cpu_limit
 
 LIVE = (Seen.RUNNING, Seen.PAUSED, Seen.STOPPING, Seen.STUCK)
 LOOSE = CpuLimit(100_000, -1)
-EXPANSION = (Do.MAKE_OVERLAY, Do.MAKE_SEED, Do.WATCH_NETWORK)
+EXPANSION = (Do.MAKE_OVERLAY, Do.MAKE_SEED, Do.APPLY_FIREWALL, Do.SHAPE)  # what a start needs beside its domain
 
 
 class World:
@@ -30,6 +46,14 @@ class World:
         self.at = at
         self.boot_id = building.BOOT
         self.cpu: Optional[CpuLimit] = None
+        self.weight = 0
+        self.disk_io = DiskIo()
+        self.memory_mib = spec.memory_mib
+        self.firewall: Optional[Tuple[NicLimits, ...]] = None  # what the rules in the kernel were made from
+        self.shape: Optional[Tuple[NicLimits, ...]] = None  # ... and the qdiscs of the live interface
+        self.isolated = False
+        self.scope_cpu: Optional[CpuLimit] = None  # what systemd knows, where there is `scope`
+        self.scope = ""
         self.tag: Optional[Tag] = None
         self.left: Set[str] = set()
         self.speaks = True
@@ -42,10 +66,18 @@ class World:
         self.spoken = False
         self.done: List[Do] = []
         if seen not in (Seen.MISSING, Seen.UNKNOWN, Seen.FOREIGN):
-            self.left = {"overlay", "seed", "witness"}
+            self.left = {"overlay", "seed", "firewall"}
+            self.firewall = spec.limits.nics
         if seen in LIVE:
-            self.cpu = cpu_limit(spec)
+            self.proven()
             self.fresh = False
+
+    def proven(self) -> None:
+        """Every limit of the live guest as wanted."""
+        limits = self.spec.limits
+        self.cpu, self.weight, self.disk_io = cpu_limit(self.spec), limits.cpu_weight, limits.disk_io
+        self.firewall, self.shape, self.scope_cpu = limits.nics, limits.nics, cpu_limit(self.spec)
+        self.isolated = False
 
     # -- looking
 
@@ -60,11 +92,29 @@ class World:
         self.missing_looks = self.missing_looks + 1 if self.seen is Seen.MISSING else 0
         live = self.seen in LIVE
         domain = DomainSeen(
-            self.spec.vm, self.seen, self.reason, self.at, self.tag, "vma", self.cpu if live else None,
-            tuple(i.device for i in self.spec.interfaces) if live else (), ("vda", "vdb"),
+            self.spec.vm, self.seen, self.reason, self.at, self.tag, "vma",
+            devices=tuple(i.device for i in self.spec.interfaces) if live else (), disks=("vda", "vdb"), cpu_by="quota",
         )  # fmt: skip
         spoken = tuple(i.device for i in self.spec.interfaces) if self.spoken else ()
-        return Observed(domain, self.missing_looks >= 2, frozenset(self.left), spoken)
+        observed = Observed(domain, self.missing_looks >= 2, frozenset(self.left), spoken)
+        return self._limited(observed) if live else observed
+
+    def _limited(self, observed: Observed) -> Observed:
+        """With what is read back from a live guest."""
+        domain = dataclasses.replace(
+            observed.domain, cpu=self.cpu, weight=self.weight, disk_io=self.disk_io, memory_mib=self.memory_mib,
+            memory_max_mib=self.memory_mib,
+        )  # fmt: skip
+        cgroup = CgroupSeen(2, self.cpu or LOOSE, self.scope, self.scope_cpu if self.scope else None)
+        network = NetworkSeen(proof.network_digest(self.spec), self.at, self.network_drift())
+        return dataclasses.replace(observed, domain=domain, cgroup=cgroup, network=network)
+
+    def network_drift(self) -> Tuple[Drift, ...]:
+        if not self.spec.interfaces:
+            return ()
+        nics, device = self.spec.limits.nics, self.spec.interfaces[0].device
+        rows = ((self.firewall != nics, "firewall"), (self.shape != nics, "bandwidth"), (self.isolated, "isolated"))
+        return tuple(Drift(what, device, "not as wanted") for differs, what in rows if differs)
 
     # -- changing
 
@@ -72,6 +122,7 @@ class World:
         """Do it, idempotently, as the ports promise."""
         assert action.vm == self.spec.vm
         self.done.append(action.do)
+        self.spec = action.spec
         if self.seen is not Seen.FOREIGN:
             _EFFECTS[action.do](self, action)
 
@@ -81,21 +132,23 @@ class World:
             self.boots += 1
             self.fresh = False
         self.seen, self.reason = Seen.RUNNING, "unpaused"
-        self.spoken = self.speaks and "witness" in self.left
+        self.spoken = self.speaks and "firewall" in self.left
 
     def off(self, reason: str) -> None:
-        self.seen, self.reason, self.cpu = Seen.OFF, reason, None
+        self.seen, self.reason, self.cpu, self.shape, self.isolated = Seen.OFF, reason, None, None, False
 
     def _start_paused(self, action: Action) -> None:
         if self.seen is Seen.OFF:
             if "overlay" not in self.left:
                 self.broken.append("started without a disk")
             self.seen, self.reason, self.cpu, self.fresh = Seen.PAUSED, "user", LOOSE, True
+            self.weight, self.shape, self.scope_cpu = 0, None, LOOSE
 
     def _resume(self, action: Action) -> None:
         if self.seen is Seen.PAUSED:
-            if self.cpu != cpu_limit(self.spec):
-                self.broken.append("resumed without its CPU limit")
+            left = proof.drift(self.spec, self.look())
+            if left:
+                self.broken.append(f"resumed without its limits: {left}")
             self.tag = action.tag
             self.ours += self.fresh
             self.go()
@@ -106,7 +159,25 @@ class World:
 
     def _apply_cpu(self, action: Action) -> None:
         if self.seen in LIVE:
-            self.cpu = action.cpu
+            self.cpu, self.weight = action.cpu, self.spec.limits.cpu_weight
+
+    def _apply_disk_io(self, action: Action) -> None:
+        if self.seen in LIVE:
+            self.disk_io = self.spec.limits.disk_io
+
+    def _apply_firewall(self, action: Action) -> None:
+        self.left.add("firewall")
+        self.firewall = self.spec.limits.nics
+
+    def _shape(self, action: Action) -> None:
+        if self.seen in LIVE:
+            self.shape = self.spec.limits.nics
+
+    def _isolate(self, action: Action) -> None:
+        self.isolated = action.do is Do.ISOLATE
+
+    def _tell_systemd(self, action: Action) -> None:
+        self.scope_cpu = action.cpu
 
     def _shutdown(self, action: Action) -> None:
         if self.seen is Seen.RUNNING and not self.deaf:
@@ -131,17 +202,21 @@ class World:
 
     def _make(self, what: str) -> None:
         self.left.add(what)
-        if what == "witness":
-            self.spoken = False
+
+    def _watch(self, action: Action) -> None:
+        self.spoken = False
 
     def _clean_up(self, action: Action) -> None:
         if self.seen in LIVE:
             self.broken.append("disk taken away under a live guest")
         self.left -= {"overlay", "seed"}
 
-    def _unwatch(self, action: Action) -> None:
-        self.left.discard("witness")
-        self.spoken = False
+    def _remove_firewall(self, action: Action) -> None:
+        self.left.discard("firewall")
+        self.firewall, self.spoken = None, False
+
+    def _unshape(self, action: Action) -> None:
+        self.left.discard("shaper")
 
     def _write_tag(self, action: Action) -> None:
         self.tag = action.tag
@@ -153,7 +228,14 @@ class World:
 _EFFECTS: Dict[Do, Callable[[World, Action], None]] = {
     Do.MAKE_OVERLAY: lambda w, a: w._make("overlay"),
     Do.MAKE_SEED: lambda w, a: w._make("seed"),
-    Do.WATCH_NETWORK: lambda w, a: w._make("witness"),
+    Do.APPLY_FIREWALL: World._apply_firewall,
+    Do.WATCH_NETWORK: World._watch,
+    Do.SHAPE: World._shape,
+    Do.APPLY_DISK_IO: World._apply_disk_io,
+    Do.TELL_SYSTEMD: World._tell_systemd,
+    Do.ISOLATE: World._isolate,
+    Do.REJOIN: World._isolate,
+    Do.UNSHAPE: World._unshape,
     Do.DEFINE: World._define,
     Do.START_PAUSED: World._start_paused,
     Do.APPLY_CPU: World._apply_cpu,
@@ -166,7 +248,7 @@ _EFFECTS: Dict[Do, Callable[[World, Action], None]] = {
     Do.UNDEFINE: World._undefine,
     Do.WRITE_TAG: World._write_tag,
     Do.CLEAN_UP: World._clean_up,
-    Do.UNWATCH_NETWORK: World._unwatch,
+    Do.REMOVE_FIREWALL: World._remove_firewall,
 }
 
 

@@ -13,8 +13,8 @@ from tests.support import building
 from vmagent.core import identity, request
 from vmagent.core.admission import Admission, HostRoom, admit
 from vmagent.core.commands import Command, Signer
-from vmagent.core.model import Desired, ImageRef, Outcome, Owner, VmRecord
-from vmagent.core.policy import CatalogueImage, Flavour
+from vmagent.core.model import Desired, DiskIo, Firewall, ImageRef, NicLimits, Outcome, Owner, Rule, VmRecord
+from vmagent.core.policy import CatalogueImage, Flavour, Minima
 from vmagent.errors import Problem, Problems
 
 SIGNER = Signer(building.SIGNER, ((("C", "NL"),), (("O", "Example Site"),), (("CN", "controller"),)), "ab" * 32)
@@ -26,6 +26,7 @@ POLICY = building.policy(
         "tiny": CatalogueImage("tiny", "tiny.qcow2", "qcow2", building.SHA512),
         "fat": CatalogueImage("fat", "fat.raw", "raw", building.SHA512, minimum_disk_gib=20),
     },
+    memory_overhead_mib=0,
 )
 SIZES = {"cores": 2, "memory_mib": 2048, "disk_gib": 10}
 
@@ -76,7 +77,7 @@ def test_the_spec() -> None:
     ).specs
     assert spec.vm == identity.vm_id(building.COMMAND, 0)
     assert (spec.name, spec.flavour, spec.tags) == ("a worker", "small", ("b", "a"))
-    assert (spec.cores, spec.memory_mib, spec.disk_gib, spec.cpu_cap_core_percent) == (1, 512, 2, 50)
+    assert (spec.cores, spec.memory_mib, spec.disk_gib, spec.limits.cpu_cap_core_percent) == (1, 512, 2, 50)
     assert spec.image == ImageRef("tiny", building.SHA512, "qcow2")
     assert spec.owner == Owner(building.USER, "/vo.example/Role=NULL")
     assert (spec.controller, spec.command, spec.member) == (building.SIGNER, building.COMMAND, 0)
@@ -88,7 +89,7 @@ def test_the_spec() -> None:
 def test_defaults() -> None:
     (spec,) = admitted(start(**SIZES)).specs
     assert (spec.cores, spec.memory_mib, spec.disk_gib) == (2, 2048, 10)
-    assert (spec.cpu_cap_core_percent, spec.flavour, spec.interfaces) == (None, "", ())
+    assert (spec.limits.cpu_cap_core_percent, spec.flavour, spec.interfaces) == (None, "", ())
     assert (spec.name, spec.start_by_s, spec.ready_by_s, spec.keep_s) == (f"vm-{spec.vm[:8]}", 600, 600, 0)
 
 
@@ -114,7 +115,7 @@ def test_cap(asked: Optional[int], flavour: Optional[int], site: Optional[int], 
         POLICY, flavours={"f": Flavour(2, 512, 2, flavour)}, maxima=building.maxima(cpu_cap_core_percent=site)
     )
     members = {} if asked is None else {"cpu_cap_core_percent": asked}
-    assert admitted(start(flavour="f", **members), policy=policy).specs[0].cpu_cap_core_percent == cap
+    assert admitted(start(flavour="f", **members), policy=policy).specs[0].limits.cpu_cap_core_percent == cap
 
 
 def test_the_same_request_on_the_same_records_is_answered_the_same() -> None:
@@ -186,6 +187,75 @@ def test_what_exists_is_told() -> None:
         "unknown-image": ["fat", "tiny"],
         "unknown-network": ["own", "public"],
     }
+
+
+NIC = {"type": "public"}
+SSH = {"action": "allow", "protocol": "tcp", "ports": [22]}
+LIMITED: Tuple[Tuple[Dict[str, Any], Dict[str, Any], List[Tuple[str, Optional[str]]]], ...] = (
+    ({"cpu_weight": 1001}, {}, [("over-limit", "args.cpu_weight")]),
+    ({"cpu_weight": 9}, {}, [("under-limit", "args.cpu_weight")]),
+    ({**SIZES, "memory_mib": 63}, {}, [("under-limit", "args.memory_mib")]),
+    ({"networks": [NIC, {**NIC, "bandwidth_in_kbit": 1001}]}, {},
+     [("over-limit", "args.networks[1].bandwidth_in_kbit")]),
+    ({"networks": [{**NIC, "firewall": {"inbound": [SSH, {**SSH, "ports": ["9-8"]}]}}]}, {},
+     [("rule", "args.networks[0].firewall.inbound[1].ports[0]")]),
+    ({"networks": [{**NIC, "addresses": ["192.0.2.9"], "firewall": {"inbound": [{**SSH, "cidr": "2001:db8::/64"}]}}]},
+     {}, [("rule", "args.networks[0].firewall.inbound[0].cidr")]),
+    ({"networks": [{**NIC, "firewall": {"inbound": [SSH] * 128, "outbound": [SSH] * 128}},
+                   {**NIC, "firewall": {"inbound": [SSH]}}]}, {}, [("over-limit", "args.networks")]),
+    ({"networks": [NIC]}, {"filtering": False}, [("not-supported-here", "args.networks")]),
+    ({}, {"filtering": False, "shaping": False}, []),
+    ({"networks": [NIC]}, {"shaping": False}, [("not-supported-here", "args.networks")]),  # the site's maximum
+    ({"disk_io": {"read_ops_per_s": 10}}, {"disk_io": False}, [("not-supported-here", "args.disk_io")]),
+    ({}, {"disk_io": False}, []),
+    ({"flavour": "free"}, {"cpu_caps": False}, []),
+    ({}, {"cpu_caps": False}, [("not-supported-here", "args.cpu_cap_core_percent")]),
+    (
+        {"flavour": "medium", "cpu_weight": 9, "image": {"id": "x"},
+         "networks": [{**NIC, "firewall": {"outbound": [{"action": "deny", "ports": [1], "cidr": "1.1.1.1/8"}]}}]},
+        {"filtering": False},
+        [("not-supported-here", "args.networks"), ("unknown-image", "args.image.id"),
+         ("unknown-flavour", "args.flavour"), ("rule", "args.networks[0].firewall.outbound[0].ports"),
+         ("rule", "args.networks[0].firewall.outbound[0].cidr")],
+    ),
+)  # fmt: skip
+STRICT = dataclasses.replace(
+    POLICY, maxima=building.maxima(cpu_weight=1000, bandwidth_in_kbit=1000), minima=Minima(memory_mib=64, cpu_weight=10)
+)
+
+
+@pytest.mark.parametrize(("members", "room", "expected"), LIMITED)
+def test_limits_that_are_not_to_be_had(members: Dict[str, Any], room: Dict[str, Any], expected: Any) -> None:
+    if expected:
+        assert refused(start(**members), policy=STRICT, **room) == expected
+    else:
+        admitted(start(**members), policy=STRICT, **room)
+
+
+def test_what_is_admitted_carries_its_limits_one_per_interface() -> None:
+    networks = [{**NIC, "bandwidth_in_kbit": 64, "firewall": {"inbound": [SSH]}}, NIC]
+    got = admitted(start(count=2, cpu_weight=50, disk_io={"write_ops_per_s": 100}, networks=networks), policy=STRICT)
+    for spec in got.specs:
+        assert len(spec.limits.nics) == len(spec.interfaces) == 2
+        assert (spec.limits.cpu_cap_core_percent, spec.limits.cpu_weight) == (50, 50)
+        assert spec.limits.disk_io == DiskIo(write_ops_per_s=100)
+        assert spec.limits.nics[0] == NicLimits(64, None, Firewall((Rule("allow", "tcp", ((22, 22),)),)))
+        assert spec.limits.nics[1] == NicLimits(1000)
+
+
+@pytest.mark.parametrize(("configured", "learned", "each"), [(0, 0, 0), (64, 0, 64), (64, 50, 64), (64, 90, 90)])
+def test_memory_counts_with_what_qemu_takes_beside(configured: int, learned: int, each: int) -> None:
+    policy = dataclasses.replace(POLICY, memory_overhead_mib=configured)
+    fits = start(cores=1, memory_mib=16384 - 3000 - 2 * each, disk_gib=1)
+    here = (other(spec={"memory_mib": 3000}),)
+    admitted(fits, here, policy, memory_overhead_mib=learned)
+    more = start(cores=1, memory_mib=16385 - 3000 - 2 * each, disk_gib=1)
+    assert lacking(more, here, policy, memory_overhead_mib=learned) == {
+        "memory_mib": (13385 - each, 13384 - each),
+    }  # fmt: skip
+    got = admitted(start(count=6, cores=1, memory_mib=64, disk_gib=1), (), policy, memory_mib=1024 + 5 * (64 + each),
+                   memory_overhead_mib=learned)  # fmt: skip
+    assert len(got.specs) == 5
 
 
 def test_a_cap_over_the_sites() -> None:

@@ -19,8 +19,8 @@ LAYER0 = {"core", "errors"}
 LAYER1 = {"ports", "config", "configfile", "log", "lanes", "children", "crashpoint"}
 LAYER2 = {"hypervisor", "host", "images", "broker", "local", "store", "render", "export"}
 LAYER3 = {"reconciler", "world", "consequences", "observer", "intake", "announcer", "adoption", "recovery",
-          "chronicle"}
-TOP = {"__main__", "daemon", "parts", "queries"}  # parts and queries: the daemon's wiring, cut out of it for length
+          "chronicle", "holding", "sweeping", "counting"}
+TOP = {"__main__", "daemon", "parts", "channel", "queries"}  # the last three: the daemon's wiring, cut for length
 
 MAY: Dict[str, Set[str]] = dict.fromkeys(LAYER0, LAYER0)
 MAY.update({part: LAYER0 | LAYER1 | {""} for part in LAYER1})

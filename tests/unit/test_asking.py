@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict
+import argparse
+import shlex
+from typing import Any, Dict, Iterable
 
 import pytest
 
-from vmagent.core import asking, columns, duration, schemas
+from vmagent.core import asking, columns, duration, rates, schemas
 from vmagent.errors import Problem
 
 START = {"image": {"id": "tiny"}, "flavour": "small", "lifetime": 3600}
@@ -39,6 +41,121 @@ def test_spans_as_text(seconds: float, text: str) -> None:
 def test_what_a_span_says_can_be_read_again() -> None:
     for seconds in (*range(0, 3700, 7), 86399, 86400, 999999):
         assert abs(duration.seconds(duration.text(seconds)) - seconds) < max(1, seconds * 0.05)
+
+
+@pytest.mark.parametrize(
+    ("text", "kbit"),
+    [("500", 500), ("500kbit", 500), ("10mbit", 10_000), ("1gbit", 1_000_000), ("2Gbit", 2_000_000), ("0", 0)],
+)
+def test_network_rates(text: str, kbit: int) -> None:
+    assert rates.kbit(text) == kbit
+
+
+@pytest.mark.parametrize(("text", "size"), [("1000", 1000), ("50mb", 50_000_000), ("64kib", 65536), ("1gib", 1 << 30)])
+def test_disk_rates(text: str, size: int) -> None:
+    assert rates.bytes_per_s(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "mbit", "-1", "1.5mbit", "10 mbit", "1e3", "\u0661mbit", "1kbps", "1mbit\n"])
+def test_bad_rates(text: str) -> None:
+    for read in (rates.kbit, rates.bytes_per_s):
+        with pytest.raises(ValueError, match="a rate like"):
+            read(text)
+
+
+def said(table: Iterable[asking.Option], line: str) -> Dict[str, Any]:
+    """The options of a command line, as the commands get them."""
+    parser = argparse.ArgumentParser()
+    asking.add_options(parser, table)
+    return vars(parser.parse_args(shlex.split(line)))
+
+
+RULES: Dict[str, Dict[str, Any]] = {
+    "tcp": {"protocol": "tcp"},
+    "any": {"protocol": "any"},
+    "tcp:22": {"protocol": "tcp", "ports": [22]},
+    "tcp:22,80-90@192.0.2.0/24": {"protocol": "tcp", "ports": [22, "80-90"], "cidr": "192.0.2.0/24"},
+    "icmpv6@2001:db8::/32": {"protocol": "icmpv6", "cidr": "2001:db8::/32"},
+}
+
+
+@pytest.mark.parametrize("text", sorted(RULES))
+def test_rules(text: str) -> None:
+    assert asking.rule("allow")(text) == {"action": "allow", **RULES[text]}
+    schemas.check("vm.limits", {"all": True, "networks": [{"firewall": {"inbound": [asking.rule("deny")(text)]}}]})
+
+
+@pytest.mark.parametrize("text", ["", "ssh", "22", "tcp:", "tcp@", "tcp:22@", ":22", "@10.0.0.0/8", "TCP:22", "tcp 22"])
+def test_bad_rules(text: str) -> None:
+    with pytest.raises(ValueError, match="a rule is"):
+        asking.rule("allow")(text)
+
+
+def test_a_start_with_limits() -> None:
+    line = """--image tiny --flavour small --lifetime 1h --network public --network dmz=192.0.2.5 --cpu-cap 50
+        --cpu-weight 20 --bandwidth-in 10mbit --bandwidth-out 500kbit --deny-in tcp:22@192.0.2.9 --allow-in tcp:22
+        --deny-out any@10.0.0.0/8 --read-bytes 50mb --write-ops 100"""
+    args = asking.start_args(said(asking.START, line))
+    schemas.check("vm.start", args)
+    assert (args["cpu_cap_core_percent"], args["cpu_weight"]) == (50, 20)
+    assert args["disk_io"] == {"read_bytes_per_s": 50_000_000, "write_ops_per_s": 100}
+    shared = {
+        "bandwidth_in_kbit": 10_000, "bandwidth_out_kbit": 500,
+        "firewall": {
+            "inbound": [{"action": "deny", "protocol": "tcp", "ports": [22], "cidr": "192.0.2.9"},
+                        {"action": "allow", "protocol": "tcp", "ports": [22]}],
+            "outbound": [{"action": "deny", "protocol": "any", "cidr": "10.0.0.0/8"}],
+        },
+    }  # fmt: skip
+    assert args["networks"] == [{"type": "public", **shared}, {"type": "dmz", "addresses": ["192.0.2.5"], **shared}]
+
+
+@pytest.mark.parametrize("line", ["--bandwidth-in 1mbit", "--allow-in tcp:22"])
+def test_bandwidth_and_rules_need_an_interface(line: str) -> None:
+    with pytest.raises(Problem) as caught:
+        asking.start_args(said(asking.START, f"--image tiny --flavour small --lifetime 1h {line}"))
+    assert caught.value.type == "usage"
+
+
+LIMITS: Dict[str, Dict[str, Any]] = {
+    "--cpu-cap 50": {"cpu_cap_core_percent": 50},
+    "--cpu-cap default --cpu-weight default": {"cpu_cap_core_percent": None, "cpu_weight": None},
+    "--read-ops 100 --write-bytes default": {"disk_io": {"read_ops_per_s": 100, "write_bytes_per_s": None}},
+    "--bandwidth-in 10mbit --bandwidth-out default": {
+        "networks": [{"bandwidth_in_kbit": 10_000, "bandwidth_out_kbit": None}]
+    },
+    "--on-network default --bandwidth-in 64": {"networks": [{"type": "default", "bandwidth_in_kbit": 64}]},
+    "--allow-out udp:53 --deny-out any": {"networks": [{"firewall": {"outbound": [
+        {"action": "allow", "protocol": "udp", "ports": [53]}, {"action": "deny", "protocol": "any"},
+    ]}}]},
+    "--no-rules-in --deny-out any": {
+        "networks": [{"firewall": {"outbound": [{"action": "deny", "protocol": "any"}], "inbound": []}}]
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", sorted(LIMITS))
+def test_new_limits(line: str) -> None:
+    args = asking.limits_args(said(asking.LIMITS, line))
+    assert args == LIMITS[line]
+    schemas.check("vm.limits", {"all": True, **args})
+
+
+@pytest.mark.parametrize("line", ["", "--on-network public", "--no-rules-in --allow-in tcp:22"])
+def test_new_limits_that_say_nothing_or_two_things(line: str) -> None:
+    with pytest.raises(Problem) as caught:
+        asking.limits_args(said(asking.LIMITS, line))
+    assert caught.value.type == "usage"
+
+
+def test_every_limit_can_be_given_on_a_command_line() -> None:
+    known = schemas.schema("vm.limits")["properties"]
+    assert {option.member for option in asking.LIMITS} == set(known) - {"vms", "tag", "owner", "image", "all"}
+    for table in (asking.START, asking.LIMITS):
+        disk = {option.within for option in table if option.member == "disk_io"}
+        nics = {option.within for option in table if option.member == "networks"}
+        assert disk == set(known["disk_io"]["properties"])
+        assert nics - {"", "type"} == {"bandwidth_in_kbit", "bandwidth_out_kbit", "inbound", "outbound"}
 
 
 def test_what_was_not_said_is_left_to_the_agent() -> None:

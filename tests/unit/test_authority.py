@@ -19,6 +19,8 @@ ME = "CN=controller,O=Example Site,C=NL"
 SIGNER = Signer(ME, dn.parse(ME), "ab" * 32)
 OTHER = "CN=other,O=Example Site,C=NL"
 FQAN = "/vo.example/prod/Role=pilot"
+MORE: Dict[str, Dict[str, Any]] = {"vm.extend": {"lifetime_s": 1}, "vm.limits": {"cpu_weight": 50}}
+"""What a verb needs beside a selector."""
 
 
 def policy(*rows: Authority) -> Policy:
@@ -98,9 +100,7 @@ def test_a_broker_login_is_named_in_full() -> None:
 
 def test_no_rows_no_rights() -> None:
     for verb in VERBS:
-        args: Dict[str, Any] = {"all": True} if VERBS[verb].selects else {}
-        if verb == "vm.extend":
-            args["lifetime_s"] = 1
+        args: Dict[str, Any] = {"all": True, **MORE.get(verb, {})} if VERBS[verb].selects else {}
         assert why(command(verb, **args), []) == [None]
         assert why(command(verb, **args), [row(OTHER)]) == [None]
         assert why(command(verb, **args), [row(verbs=())]) == ["schema"]
@@ -154,6 +154,17 @@ STARTS: Tuple[Tuple[Dict[str, Any], Dict[str, Any], List[str]], ...] = (
     ({"maxima": building.maxima(cpu_cap_core_percent=50)}, {}, []),
     ({"maxima": building.maxima(cpu_cap_core_percent=49)}, {}, ["args.cpu_cap_core_percent"]),
     ({"maxima": building.maxima(cpu_cap_core_percent=799)}, {"flavour": "big"}, ["args.cpu_cap_core_percent"]),
+    ({"maxima": building.maxima(cpu_weight=100)}, {}, []),
+    ({"maxima": building.maxima(cpu_weight=99)}, {}, ["args.cpu_weight"]),
+    ({"maxima": building.maxima(bandwidth_in_kbit=1000)}, {}, []),
+    ({"maxima": building.maxima(bandwidth_in_kbit=1000)}, {"networks": [{"type": "public"}]},
+     ["args.networks[0].bandwidth_in_kbit"]),
+    ({"maxima": building.maxima(bandwidth_in_kbit=1000)},
+     {"networks": [{"type": "public", "bandwidth_in_kbit": 1000}, {"type": "public", "bandwidth_in_kbit": 1001}]},
+     ["args.networks[1].bandwidth_in_kbit"]),
+    ({"maxima": building.maxima(disk_read_ops_per_s=100)}, {"disk_io": {"write_ops_per_s": 10}},
+     ["args.disk_io.read_ops_per_s"]),
+    ({"maxima": building.maxima(disk_read_ops_per_s=100)}, {"disk_io": {"read_ops_per_s": 100}}, []),
     ({"maxima": building.maxima(cores=1)}, {"flavour": "nosuch"}, []),
     (
         {"vos": (), "networks": (), "flavours": (), "maxima": building.maxima(count=1, lifetime_s=1)},
@@ -242,10 +253,7 @@ def test_ids_are_told_only_to_who_named_them() -> None:
 
 @pytest.mark.parametrize("verb", sorted(verb.name for verb in VERBS.values() if verb.selects))
 def test_every_selecting_verb_minds_the_scope(verb: str) -> None:
-    args: Dict[str, Any] = {"all": True}
-    if verb == "vm.extend":
-        args["lifetime_s"] = 1
-    assert why(command(verb, **args), [row()], [STRANGE]) == ["args"]
+    assert why(command(verb, all=True, **MORE.get(verb, {})), [row()], [STRANGE]) == ["args"]
 
 
 def test_extensions_within_the_rows_maxima() -> None:
@@ -259,6 +267,38 @@ def test_extensions_within_the_rows_maxima() -> None:
     both = [limited, row(scope="vo", vos=("vo.example",))]
     assert why(command("vm.extend", all=True, lifetime_s=101), both, [MINE]) == ["args"]
     assert why(command("vm.extend", all=True, lifetime_s=101), both, [OF_VO]) == []
+
+
+LIMITED: Tuple[Tuple[Dict[str, Any], List[str]], ...] = (
+    ({"cpu_weight": 200}, []),
+    ({"cpu_weight": 201}, ["args.cpu_weight"]),
+    ({"cpu_weight": None}, []),  # the site's default, 100
+    ({"cpu_cap_core_percent": 50}, []),
+    ({"cpu_cap_core_percent": 51}, ["args.cpu_cap_core_percent"]),
+    ({"cpu_cap_core_percent": None}, []),  # the flavour's, 50
+    ({"networks": [{"bandwidth_in_kbit": 1000}]}, []),
+    ({"networks": [{"bandwidth_in_kbit": 1001}]}, ["args.networks[0].bandwidth_in_kbit"]),
+    ({"networks": [{"bandwidth_in_kbit": None}]}, ["args.networks[0].bandwidth_in_kbit"]),  # none at all
+    ({"networks": [{"bandwidth_out_kbit": 10**6}]}, []),
+    ({"networks": [{"type": "dmz", "bandwidth_in_kbit": 1001}]}, []),  # of no interface: refused when it is applied
+    ({"disk_io": None}, ["args.disk_io.read_ops_per_s"]),
+)
+
+
+@pytest.mark.parametrize(("args", "expected"), LIMITED)
+def test_new_limits_within_the_rows_maxima(args: Dict[str, Any], expected: List[str]) -> None:
+    most = building.maxima(cpu_weight=200, cpu_cap_core_percent=50, bandwidth_in_kbit=1000, disk_read_ops_per_s=100)
+    asked = command("vm.limits", all=True, **args)
+    assert why(asked, [row(maxima=most)], [MINE]) == expected
+    assert why(asked, [row(maxima=most), row()], [MINE]) == []
+    # The row that grants the limits must be the row that grants the VM.
+    assert why(asked, [row(maxima=most), row(scope="vo", vos=("vo.example",))], [MINE]) == expected
+
+
+def test_what_a_vm_has_beyond_a_rows_maxima_is_no_reason_to_refuse_something_else() -> None:
+    fast = building.record(spec={"controller": ME, "cpu_weight": 10_000})
+    limited = row(maxima=building.maxima(cpu_weight=200))
+    assert why(command("vm.limits", all=True, cpu_cap_core_percent=10), [limited], [fast]) == []
 
 
 def test_a_row_more_never_takes_away() -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from vmagent import config
 from vmagent.configfile import building, defaults, rendering
-from vmagent.core import policy, schemas
+from vmagent.core import model, policy, schemas
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "etc/vmagent.yaml"
@@ -67,7 +67,7 @@ def test_every_setting_is_described_and_bounded(parts: Any, setting: Any) -> Non
         defaults.accepted(setting)
 
 
-@pytest.mark.parametrize("text", [name for name, setting in zip(NAMED, SETTINGS) if name.endswith("_s")])
+@pytest.mark.parametrize("text", [name for name, setting in zip(NAMED, SETTINGS) if re.search("(?<!_per)_s$", name)])
 def test_names_that_end_in_s_are_seconds(text: str) -> None:
     setting = dict(zip(NAMED, SETTINGS))[text][1]
     assert setting.get("items", setting)["unit"].startswith("seconds")
@@ -90,6 +90,8 @@ def names(cls: Any, *without: str) -> List[str]:
         ("networks.*", policy.NetworkType, ("name",), ()),
         ("flavours.*", policy.Flavour, (), ()),
         ("limits", policy.Maxima, (), ()),
+        ("firewall", policy.SiteFirewall, ("rules",), ("inbound", "outbound")),
+        ("firewall.inbound.*", model.Rule, (), ()),
         ("images", config.ImageSettings, (), ("catalogue",)),
         ("images.catalogue.*", policy.CatalogueImage, ("id",), ()),
         ("socket", config.SocketSettings, (), ()),

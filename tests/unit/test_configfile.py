@@ -266,6 +266,8 @@ CONTRADICTIONS = {
     "instance of ethernet": ("instance: et\n", "instance"),
     "instance that libvirt renames": ("instance: vnet\n", "instance"),
     "instance that may become vif": ("instance: vi\n", "instance"),
+    "bridge with our prefix": ("networks: {n: {bridge: vmabr0, addressing: controller, subnets: [192.0.2.0/24]}}\n",
+                               "networks.n.bridge"),
     "bridge like a guest": (
         "networks: {n: {bridge: vmaabcdefghij2, addressing: controller, subnets: [192.0.2.0/24]}}\n",
         "networks.n.bridge",
@@ -310,10 +312,50 @@ CONTRADICTIONS = {
         "networks.b.pools[0]",
     ),
     "flavour too big": ("limits: {cores: 1}\n" + SIZE % "", "flavours.f.cores"),
-    "flavour without cap": (
-        "limits: {cpu_cap_core_percent: 100}\n" + SIZE % "",
-        "flavours.f.cpu_cap_core_percent",
+    "flavour too small": ("limits: {cores: {minimum: 3}}\n" + SIZE % "", "flavours.f.cores"),
+    "flavour too fast": (
+        "limits: {bandwidth_in_kbit: 1000}\n" + SIZE % ", bandwidth_in_kbit: 1001",
+        "flavours.f.bandwidth_in_kbit",
     ),
+    "flavour of less weight": (
+        "limits: {cpu_weight: {minimum: 50}}\n" + SIZE % ", cpu_weight: 49",
+        "flavours.f.cpu_weight",
+    ),
+    "minimum above maximum": ("limits: {cores: {minimum: 17}}\n", "limits.cores.minimum"),
+    "default above maximum": (
+        "limits: {bandwidth_out_kbit: {default: 2000, maximum: 1000}}\n",
+        "limits.bandwidth_out_kbit.default",
+    ),
+    "default below minimum": (
+        "limits: {disk_read_ops_per_s: {minimum: 100, default: 99}}\n",
+        "limits.disk_read_ops_per_s.minimum",
+    ),
+    "weight below the default": ("limits: {cpu_weight: 99}\n", "limits.cpu_weight.default"),
+    "row below the site's least": (
+        "limits: {cores: {minimum: 2}}\nsecurity: {authority: [{signer: CN=x, verbs: ['*'], maxima: {cores: 1}}]}\n",
+        "security.authority[0].maxima.cores",
+    ),
+    "row above the site's most": (
+        "limits: {cpu_weight: {maximum: 100}}\n"
+        "security: {authority: [{signer: CN=x, verbs: ['*'], maxima: {cpu_weight: 101}}]}\n",
+        "security.authority[0].maxima.cpu_weight",
+    ),
+    "rule with ports of nothing": (
+        "firewall: {inbound: [{action: deny, ports: [22]}]}\n",
+        "firewall.inbound[0].ports",
+    ),
+    "rule with a range reversed": (
+        "firewall: {outbound: [{action: deny}, {action: deny, protocol: tcp, ports: [1, 9-8]}]}\n",
+        "firewall.outbound[1].ports[1]",
+    ),
+    "rule with host bits": (
+        "firewall: {outbound: [{action: deny, cidr: 10.0.0.1/8}]}\n",
+        "firewall.outbound[0].cidr",
+    ),
+    "local prefix with host bits": ("firewall: {local: [10.0.0.1/8]}\n", "firewall.local[0]"),
+    "local prefix that is none": ("firewall: {local: [site.example.org]}\n", "firewall.local[0]"),
+    "instance of a virtual bridge": ("instance: vmbr\n", "instance"),
+    "instance of a tunnel": ("instance: ip6\n", "instance"),
     "cap too high": (
         "limits: {cpu_cap_core_percent: 100}\n" + SIZE % ", cpu_cap_core_percent: 101",
         "flavours.f.cpu_cap_core_percent",
@@ -434,7 +476,7 @@ def test_a_policy_read_again_is_in_force_at_once(tmp_path: Path) -> None:
 def test_names_that_vms_are_tagged_with_wait_for_a_restart(tmp_path: Path) -> None:
     running = read(tmp_path)
     reply = "default_reply: /queue/vmagent.SITE.replies/2"
-    text = "instance: vmb\nhost: elsewhere\n" + MINIMAL.replace("]}", f"], {reply}}}")
+    text = "instance: vmc\nhost: elsewhere\n" + MINIMAL.replace("]}", f"], {reply}}}")
     fresh = configfile.read(write(tmp_path / "vmagent.yaml", text), HOST)
     now, waiting = reloaded(running, fresh)
     assert now.policy == running.policy, "else the tags of running VMs would be rewritten to another instance's"
@@ -444,7 +486,7 @@ def test_names_that_vms_are_tagged_with_wait_for_a_restart(tmp_path: Path) -> No
 
 def test_every_other_section_is_named_never_ignored(tmp_path: Path) -> None:
     running = read(tmp_path)
-    now, waiting = reloaded(running, read(tmp_path, "security: {crl: when_present}\nintervals: {hold_s: 5}\n"))
+    now, waiting = reloaded(running, read(tmp_path, "security: {crl: when_present}\nintervals: {hold_s: 3}\n"))
     assert waiting == ("security", "intervals")
     assert (now.security, now.intervals) == (running.security, running.intervals)
 

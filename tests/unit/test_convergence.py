@@ -12,9 +12,9 @@ import pytest
 from tests.support import building as b
 from tests.support.world import EXPANSION, LIVE, LOOSE, World, settle, turn
 from vmagent.core.actions import Do
-from vmagent.core.limits import cpu_limit
 from vmagent.core.model import Desired, Journal, Outcome, Seen, VmRecord
 from vmagent.core.plan import gave_up, plan
+from vmagent.core.quota import cpu_limit
 
 POLICY = b.policy()
 KEEP = b.spec(keep_s=100_000)
@@ -75,12 +75,12 @@ def test_the_straight_way_from_nothing_to_ready_and_back_to_nothing() -> None:
     world = World(b.spec())
     record, done = settle(world, b.record(), POLICY)
     assert done == [
-        Do.MAKE_OVERLAY, Do.MAKE_SEED, Do.WATCH_NETWORK, Do.DEFINE, Do.START_PAUSED, Do.APPLY_CPU, Do.RESUME,
+        Do.MAKE_OVERLAY, Do.MAKE_SEED, Do.APPLY_FIREWALL, Do.DEFINE, Do.START_PAUSED, Do.APPLY_CPU, Do.SHAPE, Do.RESUME,
     ]  # fmt: skip
     assert record.journal.ready_at is not None
     world.at += 10
     record, done = settle(world, dataclasses.replace(record, desired=Desired.STOP), POLICY)
-    assert done == [Do.SHUTDOWN, Do.UNDEFINE, Do.CLEAN_UP, Do.UNWATCH_NETWORK]
+    assert done == [Do.SHUTDOWN, Do.UNDEFINE, Do.CLEAN_UP, Do.REMOVE_FIREWALL]
     assert record.closed
     assert (world.boots, world.left, world.broken) == (1, set(), [])
 

@@ -12,9 +12,21 @@ import pytest
 from tests.support.building import WALL, now, observed, policy, ran, record
 from vmagent.core import events, schemas
 from vmagent.core.changes import Epoch
-from vmagent.core.model import Desired, ForeignSeen, HypervisorInfo, Outcome, Seen
+from vmagent.core.model import (
+    CpuLimit,
+    Desired,
+    DiskIo,
+    Firewall,
+    ForeignSeen,
+    HypervisorInfo,
+    NicCounters,
+    NicLimits,
+    Outcome,
+    Rule,
+    Seen,
+)
 from vmagent.errors import Problem
-from vmagent.local import ctl, ctl_parser, tables, views
+from vmagent.local import ctl, ctl_parser, limittables, tables, views
 from vmagent.local.ctl_client import Unreachable
 from vmagent.local.ctl_commands import COMMANDS, Session
 
@@ -25,6 +37,13 @@ GONE = record(spec={"member": 1}, journal=ran(1000.0, ended_at=1500.0), outcome=
 LOOK = {RUNS.vm: observed()}
 INFO = HypervisorInfo("qemu:///system", "QEMU", "kvm", "x86_64", "9.0", "7.2", 16, 65536, True, 1.0)
 FOREIGN = ForeignSeen("f0f0f0f0-aaaa", "ev\x1b[31mil", Seen.RUNNING, "no-tag")
+RULES = Firewall((Rule("allow", "tcp", ((22, 22), (80, 90)), "192.0.2.0/24"),), (Rule("deny", "icmp"),))
+LIMITED = record(spec={"nics": (NicLimits(10_000, 1_500_000, RULES, 50),), "disk_io": DiskIo(50_000_000, None, 1234),
+                       "sources": (("cpu_cap_core_percent", "flavour"), ("cpu_weight", "site"))},
+                 journal=ran(1000.0, ready_at=1010.0))
+TAP = LIMITED.spec.interfaces[0].device
+COUNTED = {TAP: NicCounters(in_local_bytes=840, in_local_packets=10, dropped_in_packets=3, spoofed_packets=7),
+           "vmaother": NicCounters()}
 EVENT = {"time": WALL, "type": "org.vmagent.vm.state", "subject": f"vm/{RUNS.vm}",
          "data": events.vm_state(RUNS, observed(), NOW, policy())}
 AUDIT = {"when_wall": WALL, "who": "CN=c", "route": "broker", "verb": "vm.start", "subject": RUNS.vm,
@@ -46,6 +65,7 @@ class FakeAgent:
                 "drained": True, "degraded": {"broker": "away"}, "broker": {"up": False}, "version": "1"}),
             "capacity": views.capacity([RUNS], INFO, policy(), 100),
             "audit": {"audit": [AUDIT]},
+            "limits": views.limits(LIMITED, {LIMITED.vm: observed(of=LIMITED.spec)}, NOW, COUNTED, ""),
             **answers,
         }
 
@@ -122,6 +142,59 @@ def test_show_tells_what_a_person_wants_to_know() -> None:
         assert word in text
 
 
+def test_limits_shows_wanted_proven_since_when_and_the_counters() -> None:
+    agent = FakeAgent()
+    code, text = run(agent, "limits", "worker")
+    assert (code, agent.asked) == (0, [("limits", {"vm": "worker"})])
+    cells = {tuple(line.split()) for line in text.splitlines()}
+    proven = "2026-11-20T11:43:20.000Z"
+    assert cells >= {
+        ("cpu", "-", "50", "%", "of", "a", "core", proven, "-"),
+        ("weight", "-", "100", proven, "-"),
+        ("memory", "-", "512", "MiB", proven, "-"),
+        ("disk", "i/o", "-", "read", "50", "MB/s,", "read", "1234", "operations/s", proven, "-"),
+        ("bandwidth", "in", TAP, "10", "Mbit/s", proven, "-"),
+        ("bandwidth", "out", TAP, "1500", "Mbit/s", proven, "-"),
+        ("firewall", TAP, "1", "rules", "in,", "1", "out", proven, "-"),
+        ("connections", TAP, "50", "new", "per", "s", proven, "-"),
+        (TAP, "inbound", "allow", "tcp", "22,80-90", "192.0.2.0/24"),
+        (TAP, "inbound", "deny", "any", "-", "everything", "else"),
+        (TAP, "outbound", "deny", "icmp", "-", "everybody"),
+        (TAP, "outbound", "allow", "any", "-", "everything", "else"),
+        (TAP, "in", "840", "B,", "10", "packets", "0", "B,", "0", "packets", "3", "-", "-"),
+        (TAP, "out", "0", "B,", "0", "packets", "0", "B,", "0", "packets", "0", "7", "0"),
+    }
+    assert "by flavour: cpu_cap_core_percent\nby site: cpu_weight\n" in text
+    assert "vmaother" not in text
+
+
+def test_limits_say_what_differs_and_what_is_not_proven() -> None:
+    look = {LIMITED.vm: observed(of=LIMITED.spec, cpu=CpuLimit(100_000, -1), network=None)}
+    agent = FakeAgent(limits=views.limits(LIMITED, look, NOW, {}, "outcome-unknown: nft did not answer"))
+    text = run(agent, "limits", "worker")[1]
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "cpu - 50 % of a core not proven libvirt says no cap, not 50 % of a core" in lines
+    assert f"bandwidth in {TAP} 10 Mbit/s not proven not read back yet" in lines
+    assert f"firewall {TAP} 1 rules in, 1 out not proven -" in lines
+    assert "memory - 512 MiB 2026-11-20T11:43:20.000Z -" in lines
+    assert lines[-1] == "counters cannot be read now: outcome-unknown: nft did not answer"
+
+
+def test_limits_of_several_vms_and_as_json() -> None:
+    agent = FakeAgent()
+    code, text = run(agent, "limits", "worker", RUNS.vm, "--json")
+    assert (code, [args["vm"] for _, args in agent.asked]) == (0, ["worker", RUNS.vm])
+    answer = json.loads(text)
+    assert answer == json.loads(json.dumps({"vms": [agent.answers["limits"]] * 2}))
+    assert answer["vms"][0]["counters"][TAP]["spoofed_packets"] == 7
+
+
+def test_limits_of_nothing_are_usage() -> None:
+    with pytest.raises(Problem) as caught:
+        run(FakeAgent(), "limits")
+    assert caught.value.type == "usage"
+
+
 def test_who_status_capacity_and_audit_are_readable() -> None:
     assert "/DC=org/DC=example/CN=A User" in run(FakeAgent(), "who")[1]
     status = run(FakeAgent(), "status")[1]
@@ -193,6 +266,7 @@ def test_start_is_a_command_that_the_agent_accepts() -> None:
 @pytest.mark.parametrize("argv", [
     ["start", "--image", "tiny", "--lifetime", "2h"], ["start", "--owner", "x", "--image", "tiny"],
     ["start", "--owner", "x", "--image", "tiny", "--lifetime", "soon"], ["kill", "--grace", "1s", "x"],
+    ["limits", "x", "--cpu-cap", "half"], ["limits", "x", "--bandwidth-in", "fast"],
     ["extend", "x"], ["nonsense"], [], ["drain", "--check", "x"], ["events", "-n", "-1"],
 ])
 def test_wrong_arguments_are_usage(argv: List[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,6 +285,14 @@ def test_wrong_arguments_are_usage(argv: List[str], capsys: pytest.CaptureFixtur
         (["resume", RUNS.vm], "vm.resume/1", {"vms": [RUNS.vm]}),
         (["reboot", "worker", RUNS.vm], "vm.reboot/1", {"vms": [RUNS.vm]}),
         (["extend", "worker", "--lifetime", "4h"], "vm.extend/1", {"vms": [RUNS.vm], "lifetime_s": 14400}),
+        (["limits", "worker", "--cpu-cap", "50", "--bandwidth-in", "10mbit"], "vm.limits/1",
+         {"vms": [RUNS.vm], "cpu_cap_core_percent": 50, "networks": [{"bandwidth_in_kbit": 10_000}]}),
+        (["limits", "--tagged", "t", "--yes", "--bandwidth-out", "default"], "vm.limits/1",
+         {"tag": "t", "networks": [{"bandwidth_out_kbit": None}]}),
+        (["limits", "worker", "--allow-in", "tcp:22@192.0.2.0/24", "--no-rules-out"], "vm.limits/1",
+         {"vms": [RUNS.vm], "networks": [{"firewall": {
+             "inbound": [{"action": "allow", "protocol": "tcp", "ports": [22], "cidr": "192.0.2.0/24"}],
+             "outbound": []}}]}),
         (["kill", "--tagged", "t", "--yes"], "vm.kill/1", {"tag": "t"}),
         (["kill", "--all", "--yes"], "vm.kill/1", {"all": True}),
         (["drain"], "host.drain/1", {}),
@@ -227,12 +309,13 @@ def test_verbs(argv: List[str], schema: str, args: Dict[str, Any]) -> None:
 
 
 def test_several_at_once_need_a_yes() -> None:
-    agent = FakeAgent()
-    with pytest.raises(Problem) as caught:
-        run(agent, "kill", "--all")
-    assert caught.value.type == "usage"
-    assert agent.asked == []
-    assert run(agent, "kill", "--all", yes=True)[0] == 0
+    for argv in (["kill", "--all"], ["limits", "--all", "--cpu-cap", "50"]):
+        agent = FakeAgent()
+        with pytest.raises(Problem) as caught:
+            run(agent, *argv)
+        assert caught.value.type == "usage"
+        assert agent.asked == []
+        assert run(agent, *argv, yes=True)[0] == 0
 
 
 @pytest.mark.parametrize("argv", [["kill"], ["kill", "worker", "--all"], ["kill", "--all", "--tagged", "x"]])
@@ -314,3 +397,9 @@ def test_every_screen_can_be_drawn_on_a_terminal() -> None:
         out = Terminal()
         draw(tables.Screen(out), agent.answers[verb])
         assert out.getvalue().strip()
+
+
+def test_limits_can_be_drawn_on_a_terminal() -> None:
+    out = Terminal()
+    limittables.limits(tables.Screen(out), {"vms": [FakeAgent().answers["limits"]] * 2})
+    assert "50 % of a core" in out.getvalue() and "SPOOFED" in out.getvalue()

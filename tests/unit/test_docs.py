@@ -12,6 +12,7 @@ from typing import Any, Dict, Iterator, List, Set, Tuple
 
 import pytest
 
+from vmagent import configfile
 from vmagent.__main__ import arguments
 from vmagent.broker import trust
 from vmagent.broker.profiles import PROFILES
@@ -19,6 +20,7 @@ from vmagent.broker.signing import ALGORITHMS
 from vmagent.core import events, request, schemas
 from vmagent.core.alarms import ALARMS
 from vmagent.core.commands import VERBS, Signer
+from vmagent.core.limits import Outside
 from vmagent.core.model import Outcome, Phase
 from vmagent.local import ctl_parser, protocol
 from vmagent.local.doctor import CHECKS
@@ -76,9 +78,9 @@ def test_every_example_fits_its_schema(example: Dict[str, Any]) -> None:
 def test_requests_on_the_local_socket_are_read_and_every_look_is_named() -> None:
     lines = [line for kind, body in FENCE.findall(PROTOCOL) if kind == "jsonl" for line in body.splitlines()]
     asked = [protocol.request(line.encode()) for line in lines]
-    assert [one.changes for one in asked] == [False, False, False, True]
+    assert [one.changes for one in asked] == [False, False, False, False, True]
     nobody: Any = None
-    looks = set(Queries(nobody, nobody, nobody, nobody, nobody, nobody, nobody).table()) | {protocol.EVENTS}
+    looks = set(Queries(*[nobody] * 9).table()) | {protocol.EVENTS}
     part = PROTOCOL.split("The other verbs only look: ", 1)[1].split(". ", 1)[0]
     assert set(words(part)) == looks
 
@@ -104,6 +106,22 @@ def test_every_member_of_a_start_is_explained() -> None:
     assert told == set(schemas.schema("vm.start")["properties"])
 
 
+def test_every_member_of_new_limits_and_of_a_rule_is_explained() -> None:
+    changes = {word for row in rows(PROTOCOL, "### vm.limits") for word in words(row[0])}
+    assert changes == set(schemas.schema("vm.limits")["properties"]) - set(schemas.schema("vm.kill")["properties"])
+    below = PROTOCOL.split("**Firewall rules.**", 1)[1]
+    told = re.findall(r"^\| `([a-z]+)` \|", below.split("```", 1)[0], re.MULTILINE)
+    rule = schemas.schema("vm.limits")["properties"]["networks"]["items"]["properties"]["firewall"]["properties"]
+    assert set(told) == set(rule["inbound"]["items"]["properties"])
+
+
+def test_capabilities_and_kinds_of_alert_are_named() -> None:
+    part = PROTOCOL.split("`capabilities` in `host.state`", 1)[1].split("\n\n", 1)[0]
+    known = set(schemas.schema("event.host.state")["properties"]["capabilities"]["properties"]) - {"start", "emulated"}
+    assert known <= {word.split(".")[0] for word in words(part)}
+    assert set(events.HELD) <= set(words(PROTOCOL.split("Kinds of `security.alert`", 1)[1].split("\n\n", 1)[0]))
+
+
 def test_every_member_of_a_command_is_explained() -> None:
     told = {word for row in rows(PROTOCOL, "## A command") for word in words(row[0])}
     assert told == set(schemas.schema("command")["properties"])
@@ -124,6 +142,8 @@ PASSED_ON = {
     "local/ctl_client.py": "what the agent said",
     "site/handle.py": "what the agent said",
     "core/progress.py": "the first member's own",
+    "core/verbs.py": "what limits.changed said",
+    "core/limits.py": "one of Outside.problem's two",
     "broker/trust.py": "one of trust._TYPES",
 }
 """Files that make a Problem of a type that is neither written out nor a parameter, and where it comes from."""
@@ -169,7 +189,8 @@ def shape(node: ast.expr) -> Tuple[str, str]:
 
 def in_the_code() -> Set[str]:
     found = {type for path in sorted((ROOT / "vmagent").rglob("*.py")) for type in types_in(path)}
-    return found | {type for type, _ in trust._TYPES.values()}
+    outside = {Outside("", "", 1, 1, below).problem("").type for below in (True, False)}
+    return found | {type for type, _ in trust._TYPES.values()} | outside
 
 
 def in_the_page() -> List[str]:
@@ -200,7 +221,7 @@ def paragraphs(text: str) -> Set[str]:
 
 
 def test_every_check_and_alarm_has_its_paragraph() -> None:
-    assert paragraphs(TROUBLE) == {check.id for check in CHECKS} | set(ALARMS)
+    assert paragraphs(TROUBLE) == {check.id for check in CHECKS} | set(ALARMS) | set(events.HELD)
 
 
 def test_every_broker_profile_is_explained() -> None:
@@ -264,6 +285,19 @@ def exists(parser: argparse.ArgumentParser, argv: List[str]) -> bool:
             return argv[0] in action.choices and exists(action.choices[argv[0]], argv[1:])
     flags = {flag for action in parser._actions for flag in action.option_strings}
     return all(word.split("=")[0] in flags for word in argv if word.startswith("-"))
+
+
+SAID = [(page, body) for page in PAGES if page.parent.name == "operations"
+        for kind, body in FENCE.findall(page.read_text(encoding="utf-8")) if kind == "yaml"]
+
+
+@pytest.mark.parametrize(("page", "body"), SAID, ids=[page.name for page, _ in SAID])
+def test_configurations_that_are_shown_can_be_read(page: Path, body: str, tmp_path: Path) -> None:
+    """A fragment together with what is required."""
+    required = {"site": "site: EXAMPLE\n", "broker": "broker: {urls: ['stomp://127.0.0.1:61613']}\n"}
+    head = "".join(text for name, text in required.items() if not re.search(rf"^{name}:", body, re.MULTILINE))
+    (tmp_path / "vmagent.yaml").write_text(head + body, encoding="utf-8")
+    configfile.read(tmp_path / "vmagent.yaml", "wn001.example.org")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)

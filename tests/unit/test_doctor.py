@@ -95,7 +95,10 @@ def crl(days: float, issuer: str = "CA") -> bytes:
     return builder.sign(KEY, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-LIVE: Mapping[str, Any] = {"epoch": {"id": "e", "number": 7}, "degraded": {}, "drained": False}
+CAPABILITIES = {"bandwidth": {"qdisc": "tbf+fq_codel", "why": ""}, "firewall": {"tracking": "conntrack", "why": ""}}
+LIVE: Mapping[str, Any] = {"epoch": {"id": "e", "number": 7}, "degraded": {}, "drained": False,
+                           "capabilities": CAPABILITIES}
+TABLES = '{"nftables": [{"metainfo": {}}, {"table": {"family": "bridge", "name": "vmagent_vma", "handle": 1}}]}'
 SETTINGS = """
 site: s
 host: h
@@ -124,6 +127,7 @@ def _host() -> FakeHost:
             "/sys/class/net/br0/bridge/bridge_id": b"", "/sys/class/net/br0/flags": b"0x1003\n",
             "/proc/sys/kernel/osrelease": b"6.1.0\n", "/proc/modules": b"sch_htb 1 0\n",
             "/lib/modules/6.1.0/kernel/net/sched/sch_sfq.ko.xz": b"",
+            "/run/systemd/system": b"",
             "/own.pem": certificate(100), "/trust/ca.pem": certificate(1000), "/trust/ca.r0": crl(20),
         },
         owners={
@@ -133,7 +137,7 @@ def _host() -> FakeHost:
         },
         says={
             "virsh": "Using library: libvirt 9.0.0\nRunning hypervisor: QEMU 7.2.22\n",
-            "nft": '{"nftables": [{"table": {}}]}', "tc": "tc utility", "chronyc": "Leap status     : Normal\n",
+            "nft": TABLES, "tc": "tc utility", "chronyc": "Leap status     : Normal\n", "systemctl": "252.36-1\n",
         },
         brokers={"stomp+ssl://b1:1": WALL + 90 * DAY},
     )  # fmt: skip
@@ -152,13 +156,14 @@ def test_a_healthy_host_is_ok_throughout(config: Config, host: FakeHost) -> None
     assert {id: r.text for id, r in results.items() if r.level is not Level.OK} == {}
     assert doctor.worst(list(results.values())) is Level.OK
     assert "QEMU 7.2.22 (virtqemud)" in results["libvirt"].text
-    assert results["tc"].text.endswith("htb, sfq")
+    assert results["tc"].text.endswith("shapes with tbf+fq_codel")
+    assert "connection tracking" in results["nft"].text
 
 
 def test_identifiers_are_unique_and_stable() -> None:
     assert [check.id for check in doctor.CHECKS] == [
-        "agent", "socket", "store", "disk", "images", "libvirt", "kvm", "virtualisation", "cgroups",
-        "bridges", "broker", "nft", "tc", "certificate", "passcode", "ca", "crl", "clock",
+        "agent", "socket", "store", "disk", "images", "libvirt", "kvm", "virtualisation", "cgroups", "scopes",
+        "bridges", "broker", "nft", "guard", "bridge-netfilter", "tc", "certificate", "passcode", "ca", "crl", "clock",
     ]  # fmt: skip
 
 
@@ -189,8 +194,21 @@ TABLE: List[Row] = [
     ("broker", BROKER, "stomp+ssl://b1:1", None, Level.OK, "answers"),
     ("nft", SAYS, "nft", REFUSED, Level.FAIL, "install nftables"),
     ("nft", SAYS, "nft", "table bridge x", Level.FAIL, "JSON"),
+    ("guard", SAYS, "nft", '{"nftables": []}', Level.FAIL, "systemctl start vmagent-guard.service"),
+    ("guard", SAYS, "nft", TABLES.replace("vmagent_vma", "vmagent_other"), Level.FAIL, "vmagent_vma is not loaded"),
+    ("guard", SAYS, "nft", TABLES.replace("bridge", "inet"), Level.FAIL, "not loaded"),
+    ("guard", SAYS, "nft", REFUSED, Level.UNKNOWN, "`nft`"),
+    ("guard", SAYS, "systemctl", REFUSED, Level.WARN, "systemctl enable vmagent-guard.service"),
+    ("guard", SAYS, "systemctl", HUNG, Level.UNKNOWN, "systemd"),
+    ("guard", FILE, "/run/systemd/system", NOT_THERE, Level.WARN, "vmagent --guard"),
+    ("bridge-netfilter", FILE, "/proc/sys/net/bridge/bridge-nf-call-iptables", b"0\n", Level.OK, "off"),
+    ("bridge-netfilter", FILE, "/proc/sys/net/bridge/bridge-nf-call-iptables", b"1\n", Level.WARN,
+     "net.bridge.bridge-nf-call-iptables=0"),
+    ("bridge-netfilter", FILE, "/proc/sys/net/bridge/bridge-nf-call-arptables", b"1\n", Level.WARN, "arptables=0"),
+    ("scopes", SAYS, "systemctl", REFUSED, Level.WARN, "system bus"),
+    ("scopes", SAYS, "systemctl", "junk", Level.UNKNOWN, "systemctl --version"),
+    ("scopes", FILE, "/run/systemd/system", NOT_THERE, Level.OK, "does not run here"),
     ("tc", SAYS, "tc", REFUSED, Level.FAIL, "iproute"),
-    ("tc", FILE, "/proc/modules", b"", Level.WARN, "sch_tbf"),
     ("certificate", FILE, "/own.pem", certificate(5), Level.WARN, "expires in 5 days"),
     ("certificate", FILE, "/own.pem", certificate(-5), Level.FAIL, "renew"),
     ("certificate", FILE, "/own.pem", b"junk", Level.FAIL, "PEM"),
@@ -252,6 +270,36 @@ def test_what_the_daemon_says_of_itself_is_told(config: Config, host: FakeHost) 
     agent = examined(config, host, live)["agent"]
     assert agent.level is Level.WARN
     assert "broker is degraded: away" in agent.text and "drained" in agent.text and "undrain" in agent.mend
+
+
+@pytest.mark.parametrize(
+    ("check", "part", "found", "level", "word"),
+    [
+        ("nft", "firewall", {"tracking": "sets", "why": "Protocol error"}, Level.OK, "sets with time-outs"),
+        ("nft", "firewall", {"tracking": "none", "why": "Operation not supported"}, Level.FAIL, "not supported"),
+        ("tc", "bandwidth", {"qdisc": "", "why": "tbf: unknown qdisc"}, Level.WARN, "tbf: unknown qdisc"),
+    ],
+)
+def test_what_the_daemon_found_by_trying_is_told(
+    config: Config, host: FakeHost, check: str, part: str, found: Mapping[str, str], level: Level, word: str
+) -> None:
+    result = examined(config, host, {**LIVE, "capabilities": {**CAPABILITIES, part: found}})[check]
+    assert result.level is level and word in result.text, result
+
+
+def test_without_a_daemon_modules_tell_what_the_kernel_could_do(config: Config, host: FakeHost) -> None:
+    assert examined(config, host, live=None)["tc"].text.endswith("htb, sfq")
+    assert "by trying" in examined(config, host, live=None)["nft"].text
+    host.files["/lib/modules/6.1.0/kernel/net/bridge/netfilter/nf_conntrack_bridge.ko.xz"] = b""
+    assert "has connection tracking" in examined(config, host, live=None)["nft"].text
+    host.files["/proc/modules"] = b""
+    tc = examined(config, host, live=None)["tc"]
+    assert tc.level is Level.WARN and "sch_tbf" in tc.mend
+
+
+def test_an_older_daemon_says_nothing_of_capabilities(config: Config, host: FakeHost) -> None:
+    live = {name: value for name, value in LIVE.items() if name != "capabilities"}
+    assert examined(config, host, live)["nft"].level is Level.OK
 
 
 def test_emulation_that_is_allowed_is_a_warning(config: Config, host: FakeHost) -> None:

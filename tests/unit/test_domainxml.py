@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 
 from tests.support import building
-from vmagent.core import limits
-from vmagent.core.domainxml import LONGEST_TAG, NAMESPACE, domain_xml, live_parts, read_tag, tag_xml
+from vmagent.core import quota
+from vmagent.core.domainxml import LONGEST_TAG, NAMESPACE, domain_xml, parts_of, read_tag, tag_xml
 from vmagent.core.drivers import PROFILES
-from vmagent.core.model import CpuLimit
+from vmagent.core.model import CpuLimit, DiskIo
 
 DATA = Path(__file__).parent.parent / "data" / "domains"
 OVERLAY, SEED, GOLDEN = "/var/lib/vmagent/overlays/a.qcow2", "/var/lib/vmagent/seeds/a.iso", "/srv/images/tiny.qcow2"
 UNLIMITED = CpuLimit(100_000, -1)
+SLOW = DiskIo(10_000_000, 5_000_000, 500, 250)
 
 
 def two_nics(**kw):
@@ -29,17 +30,18 @@ def two_nics(**kw):
     return building.spec(interfaces=nics, cores=2, **kw)
 
 
-def xml_of(profile="kvm", spec=None, cpu=None, tag=None, overlay=OVERLAY, seed=SEED, golden=GOLDEN):
+def xml_of(profile="kvm", spec=None, cpu=None, tag=None, overlay=OVERLAY, seed=SEED, golden=GOLDEN, cgroup=2):
     spec = spec or building.spec()
     tag = tag or building.tag(building.record(spec=spec))
-    cpu = limits.cpu_limit(spec) if cpu is None else cpu
-    return domain_xml(spec, tag, PROFILES[profile], overlay, seed, golden, cpu)
+    cpu = quota.cpu_limit(spec) if cpu is None else cpu
+    return domain_xml(spec, tag, PROFILES[profile], overlay, seed, golden, cpu, cgroup)
 
 
 CASES = {
     **{name: (name, building.spec(), None) for name in PROFILES},
     "kvm-two-nics-no-cap": ("kvm", two_nics(cpu_cap_core_percent=None), None),
     "kvm-no-network": ("kvm", building.spec(interfaces=(), tags=()), None),
+    "kvm-all-limits": ("kvm", building.spec(cpu_cap_core_percent=250, cpu_weight=300, disk_io=SLOW), None),
     "qemu-awkward-text": ("qemu", building.spec(name="<&>\"'\u00e9\u4e2d\n]]>", tags=("</vma:vm>",)), None),
 }
 
@@ -85,29 +87,35 @@ def test_nothing_but_the_overlay_is_writable(profile):
 @pytest.mark.parametrize("profile", ["kvm", "qemu"])
 def test_the_cap_is_in_the_definition_before_anything_runs(profile):
     tune = ElementTree.fromstring(xml_of(profile)).find("cputune")
-    assert {e.tag: e.text for e in tune} == {"period": "100000", "quota": "50000"}
+    assert {e.tag: e.text for e in tune} == {"shares": "100", "global_period": "100000", "global_quota": "50000"}
 
 
-@pytest.mark.parametrize("profile,cpu", [("kvm", UNLIMITED), ("test", None), ("xen-pv", None)])
-def test_no_cputune_where_there_is_no_cap_or_the_driver_has_no_quota(profile, cpu):
-    assert ElementTree.fromstring(xml_of(profile, cpu=cpu)).find("cputune") is None
+@pytest.mark.parametrize("profile", ["test", "xen-pv", "xen-hvm"])
+def test_no_cputune_where_the_driver_has_no_quota(profile):
+    assert ElementTree.fromstring(xml_of(profile)).find("cputune") is None
 
 
-def test_qemus_own_thread_keeps_enough_to_answer():
-    assert limits.emulator_limit(CpuLimit(100_000, 1_000)) == CpuLimit(100_000, 20_000)
-    assert limits.emulator_limit(CpuLimit(100_000, 90_000)) == CpuLimit(100_000, 90_000)
-    assert limits.emulator_limit(UNLIMITED) == UNLIMITED
+def test_without_a_cap_there_is_no_quota_but_a_weight():
+    tune = ElementTree.fromstring(xml_of(cpu=UNLIMITED)).find("cputune")
+    assert {e.tag: e.text for e in tune} == {"shares": "100"}
 
 
-def test_a_credit_cap_reads_back_as_the_limit_that_was_wanted():
-    for cores in (1, 2, 3, 7, 64):
-        for cap in (1, 2, 33, 50, 99, 100, 101, 250, 6400):
-            spec = building.spec(cores=cores, cpu_cap_core_percent=cap)
-            written = limits.credit_cap(spec, limits.cpu_limit(spec))
-            assert limits.cpu_holds(spec, limits.from_credit_cap(spec, written)), (cores, cap, written)
-    free = building.spec(cpu_cap_core_percent=None)
-    assert limits.credit_cap(free, limits.cpu_limit(free)) == 0
-    assert limits.from_credit_cap(free, 0).quota_us == -1
+@pytest.mark.parametrize("cgroup,shares", [(1, "3072"), (2, "300")])
+def test_the_weight_is_said_in_the_kernels_own_number(cgroup, shares):
+    made = xml_of(spec=building.spec(cpu_weight=300), cgroup=cgroup)
+    assert ElementTree.fromstring(made).findtext("cputune/shares") == shares
+
+
+def test_the_overlay_is_limited_and_the_seed_is_not():
+    first, second = ElementTree.fromstring(xml_of(spec=building.spec(disk_io=SLOW))).findall("devices/disk")
+    assert {e.tag: e.text for e in first.find("iotune")} == {
+        "read_bytes_sec": "10000000", "write_bytes_sec": "5000000", "read_iops_sec": "500", "write_iops_sec": "250",
+    }  # fmt: skip
+    assert second.find("iotune") is None
+    only = ElementTree.fromstring(xml_of(spec=building.spec(disk_io=DiskIo(write_ops_per_s=7)))).find(".//iotune")
+    assert {e.tag: e.text for e in only} == {"write_iops_sec": "7"}
+    assert ElementTree.fromstring(xml_of()).find(".//iotune") is None
+    assert ElementTree.fromstring(xml_of("xen-hvm", building.spec(disk_io=SLOW))).find(".//iotune") is None
 
 
 @pytest.mark.parametrize("bad", ["a\x00b", "a\nb", "a\x1fb", "a\ud800b", "a\ufffeb"])
@@ -129,11 +137,59 @@ def test_a_path_that_looks_like_xml_stays_a_path():
     assert root.find(".//emulator") is None
 
 
-def test_live_parts_are_read_from_what_was_written():
-    spec = two_nics()
-    assert live_parts(xml_of(spec=spec)) == (tuple(i.device for i in spec.interfaces), ("vda", "vdb"))
-    with pytest.raises(ValueError, match="not a domain"):
-        live_parts("<domain>")
+def test_what_was_written_is_read():
+    spec = two_nics(disk_io=SLOW)
+    parts = parts_of(kib(xml_of(spec=spec)))
+    assert parts.devices == tuple(i.device for i in spec.interfaces)
+    assert (parts.disks, parts.writable, parts.disk_io) == (("vda", "vdb"), ("vda",), SLOW)
+    assert (parts.memory_mib, parts.memory_max_mib) == (512, 512)
+    assert parts_of(kib(xml_of())).disk_io == DiskIo()
+    for odd in ("<domain>", "", "<domain/>", "<domain><memory>much</memory></domain>"):
+        with pytest.raises(ValueError, match="not a domain"):
+            parts_of(odd)
+
+
+def kib(xml):
+    """As libvirt says it."""
+    return xml.replace('unit="MiB">512', 'unit="KiB">524288')
+
+
+MEMORY = [
+    ("<currentMemory unit='KiB'>524288</currentMemory>", 512, 512),
+    ("", 512, 512),
+    ("<currentMemory unit='KiB'>262144</currentMemory>", 256, 512),
+    ("<maxMemory slots='4' unit='KiB'>1048576</maxMemory>", 512, 1024),
+    ("<currentMemory unit='KiB'>524287</currentMemory>", 511, 512),
+    ("<maxMemory slots='4' unit='KiB'>524289</maxMemory>", 512, 513),
+]
+
+
+@pytest.mark.parametrize("said,now,most", MEMORY)
+def test_memory_that_could_grow_or_is_less_is_seen(said, now, most):
+    parts = parts_of(f"<domain><memory unit='KiB'>524288</memory>{said}</domain>")
+    assert (parts.memory_mib, parts.memory_max_mib) == (now, most)
+
+
+def disk(tune, more=""):
+    return f"<disk><target dev='vda'/>{more}<iotune>{tune}</iotune></disk>"
+
+
+LAST = DiskIo(None, None, None, 7)
+IO = [
+    (disk("<read_bytes_sec>5</read_bytes_sec>"), DiskIo(5)),
+    (disk("<read_bytes_sec>5</read_bytes_sec><read_bytes_sec_max>9</read_bytes_sec_max>"), DiskIo(9)),
+    (disk("<read_bytes_sec_max>9</read_bytes_sec_max>"), DiskIo()),
+    (disk("<total_bytes_sec>5</total_bytes_sec><group_name>x</group_name>"), DiskIo()),
+    (disk("<write_iops_sec>5</write_iops_sec>") + disk("<write_iops_sec>7</write_iops_sec>"), LAST),
+    (disk("<write_iops_sec>5</write_iops_sec>") + disk(""), DiskIo()),
+    (disk("<write_iops_sec>5</write_iops_sec>") + disk("", "<readonly/>"), DiskIo(None, None, None, 5)),
+    ("", DiskIo()),
+]
+
+
+@pytest.mark.parametrize("disks,limits", IO)
+def test_the_loosest_disk_is_what_holds(disks, limits):
+    assert parts_of(f"<domain><memory>1024</memory><devices>{disks}</devices></domain>").disk_io == limits
 
 
 # -- the tag

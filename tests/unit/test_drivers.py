@@ -86,5 +86,6 @@ def test_every_row_is_complete_and_consistent(row):
     assert len(set(row.disk_names)) == 2
     assert all(TABLE[do].port == "hypervisor" for do in row.unsupported)
     assert (Do.APPLY_CPU in row.unsupported) is not row.cpu_caps
+    assert (Do.APPLY_DISK_IO in row.unsupported) is not row.disk_io
     assert row.name in drivers.PROFILES
     assert row.starts_paused or row.driver == "TEST", "a guest that really runs must be started paused"

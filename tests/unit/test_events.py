@@ -13,7 +13,7 @@ import pytest
 
 import vmagent
 from tests.support import building as b
-from vmagent.core import events, schemas
+from vmagent.core import events, limitviews, schemas
 from vmagent.core.alarms import ALARMS
 from vmagent.core.changes import Epoch, OutboxRow
 from vmagent.core.commands import VERBS
@@ -21,6 +21,7 @@ from vmagent.core.drivers import PROFILES
 from vmagent.core.model import (
     CpuLimit,
     Desired,
+    FirewallInfo,
     ForeignSeen,
     HypervisorInfo,
     Journal,
@@ -29,6 +30,7 @@ from vmagent.core.model import (
     Phase,
     Reason,
     Seen,
+    ShaperInfo,
     VmRecord,
 )
 from vmagent.errors import Problems
@@ -36,6 +38,7 @@ from vmagent.errors import Problems
 DEVICE = b.spec().interfaces[0].device
 EPOCH = Epoch("b3c1c7d0-1111-4222-8333-444455556666", 7, b.WALL, "first", "/var/lib/aside")
 RUNS = b.record(journal=b.ran())
+INFO = HypervisorInfo("qemu:///system", "QEMU", "kvm", "x86_64", "9.0.0", "7.2.0", 8, 16384, True, 12.0)
 OVERLAY = frozenset({"overlay"})
 
 
@@ -152,7 +155,8 @@ def test_the_schema_demands_every_member_and_allows_more() -> None:
 
 def test_a_state_says_what_was_asked_and_what_was_proven() -> None:
     data = state(observed=b.observed(at=990.0), at=1000.0)
-    assert data["limits"]["wanted"] == {"cpu": {"period_us": 100_000, "quota_us": 50_000}}
+    assert data["limits"]["wanted"]["cpu"] == {"cap_core_percent": 50, "weight": 100}
+    assert data["cpu_cap_core_percent"] == 50
     assert data["limits"]["proven"]["cpu"]["proven_at"] == "2026-11-20T11:59:50.000Z"
     assert (data["observed_at"], data["age_s"]) == ("2026-11-20T11:59:50.000Z", 10.0)
     assert data["owner"] == {"subject": b.USER, "fqan": "/vo.example/Role=NULL", "vo": "vo.example"}
@@ -160,7 +164,20 @@ def test_a_state_says_what_was_asked_and_what_was_proven() -> None:
         "granted_s": 3600, "used_s": 0, "started_at": b.WALL, "ends_at": "2026-11-20T13:00:00.000Z",
     }  # fmt: skip
     drifted = state(observed=b.observed(cpu=CpuLimit(100_000, -1)))
-    assert drifted["limits"]["proven"] == {}
+    assert "cpu" not in drifted["limits"]["proven"]
+    assert drifted["limits"]["drift"] == [
+        {"what": "cpu", "device": "", "found": "libvirt says no cap, not 50 % of a core"},
+    ]
+
+
+def test_each_proof_has_the_time_of_its_own_look() -> None:
+    network = dataclasses.replace(b.proven_network(RUNS.spec), at=995.0)
+    proven = state(observed=b.observed(at=990.0, network=network), at=1000.0)["limits"]["proven"]
+    assert set(proven) == set(limitviews.PROVEN)
+    looks = {"cpu": 50, "memory": 50, "disk_io": 50, "bandwidth": 55, "firewall": 55}
+    assert {name: one["proven_at"] for name, one in proven.items()} == {
+        name: f"2026-11-20T11:59:{second}.000Z" for name, second in looks.items()
+    }
 
 
 def test_what_was_never_seen_has_no_time() -> None:
@@ -176,6 +193,21 @@ def test_time_alone_is_no_news() -> None:
     assert digest(1000.0) != digest(1000.0, reason="ioerror")
 
 
+def test_the_time_of_a_network_s_proof_alone_is_no_news() -> None:
+    networks = [dataclasses.replace(b.proven_network(RUNS.spec), at=at) for at in (980.0, 995.0)]
+    assert len({events.state_digest(state(observed=b.observed(network=one))) for one in networks}) == 1
+
+
+@pytest.mark.parametrize(
+    ("journal", "news"), [(Journal(attempt_boot=b.BOOT, paused_by="start"), False), (b.ran(), True)]
+)
+def test_proofs_are_news_once_a_vm_has_started_not_one_by_one_before(journal: Journal, news: bool) -> None:
+    seen = Seen.RUNNING if news else Seen.PAUSED
+    record = b.record(journal=journal)
+    looks = [b.observed(seen), b.observed(seen, cpu=None), b.observed(seen, network=None)]
+    assert len({events.state_digest(state(record, look)) for look in looks}) == (3 if news else 1)
+
+
 def test_every_word_is_news() -> None:
     first = events.state_digest(state())
     news = [
@@ -186,6 +218,8 @@ def test_every_word_is_news() -> None:
         state(b.record(journal=b.ran(alarms=("stuck",)))),
         state(observed=b.observed(Seen.PAUSED)),
         state(observed=b.observed(cpu=None)),
+        state(dataclasses.replace(RUNS, spec=b.spec(cpu_weight=200))),
+        state(observed=b.observed(network=None)),
     ]
     assert first not in {events.state_digest(data) for data in news}
 
@@ -201,14 +235,14 @@ def test_the_digest_leaves_the_data_alone() -> None:
 
 
 def host(**kw: Any) -> Dict[str, Any]:
-    info = HypervisorInfo("qemu:///system", "QEMU", "kvm", "x86_64", "9.0.0", "7.2.0", 8, 16384, True, 12.0)
     members: Dict[str, Any] = {
         "epoch": EPOCH, "version": "0.1.0", "drained": False, "degraded": {"broker": "away"},
         "commands": [f"{verb}/1" for verb in VERBS], "security": "signed", "certificates": {"/etc/c.pem": 30},
-        "capabilities": {"cpu_caps": True},
+        "capabilities": limitviews.capabilities(
+            INFO, FirewallInfo("conntrack", "works"), ShaperInfo("tbf+fq_codel", "works"), 2),
     }  # fmt: skip
     members.update(kw)
-    return events.host_state(info, b.policy(), b.now(), **members)
+    return events.host_state(INFO, b.policy(), b.now(), **members)
 
 
 def test_host_state_fits_its_schema_and_tells_no_paths_of_the_store() -> None:
@@ -235,8 +269,14 @@ def test_warning_alert_and_gap_fit_their_schemas() -> None:
     assert (warning["before_s"], warning["remaining_s"]) == (600, 590)
     alert = events.security_alert(kind="frames-refused", detail="9 frames", now=b.now(), who="x", count=9)
     schemas.check("event.security.alert", alert)
-    for kind in ALARMS:
+    for kind in (*ALARMS, *events.HELD):
         schemas.check("event.security.alert", events.security_alert(kind=kind, detail="d", now=b.now(), vm=RUNS.vm))
+    held = {"vm": RUNS.vm, "devices": (DEVICE,), "found": ["chain missing"], "count": 3, "repaired": True}
+    schemas.check("event.security.alert", events.security_alert(kind="firewall-drift", detail="d", now=b.now(), **held))
+    for name, wrong in (("devices", DEVICE), ("found", "text"), ("count", 0), ("repaired", "yes")):
+        with pytest.raises(Problems):
+            alert = events.security_alert(kind="spoofed", detail="d", now=b.now(), **{**held, name: wrong})
+            schemas.check("event.security.alert", alert)
     gap = events.stream_gap("telemetry", 5, 9, "spool full", b.now())
     schemas.check("event.stream.gap", gap)
     assert gap["count"] == 5

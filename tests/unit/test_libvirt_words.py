@@ -10,9 +10,10 @@ import pytest
 from tests.support import building
 from vmagent.core.drivers import PROFILES
 from vmagent.core.model import CpuLimit, Seen
-from vmagent.errors import FaultKind
+from vmagent.errors import Fault, FaultKind
+from vmagent.hypervisor import perform
 from vmagent.hypervisor.faults import kind
-from vmagent.hypervisor.observe import CERTAIN_ENDS, SETTLING, Eyes, loosest, seen_of
+from vmagent.hypervisor.observe import CERTAIN_ENDS, SETTLING, Eyes, held, held_by_credit, seen_of
 
 LV = libvirt
 
@@ -72,29 +73,67 @@ def test_errors_by_number(origin, code, number, means):
     assert kind(origin, code, number) is means
 
 
-def parameters(vcpu=-1, emulator=-1, period=100_000):
-    return {
-        "vcpu_period": period, "vcpu_quota": vcpu, "emulator_period": period, "emulator_quota": emulator,
-    }  # fmt: skip
-
-
 @pytest.mark.parametrize(
     "given,limit",
     [
-        (parameters(), CpuLimit(100_000, -1)),
-        (parameters(0, 0), CpuLimit(100_000, -1)),
-        (parameters(18_446_744_073_709_551, 18_446_744_073_709_551), CpuLimit(100_000, -1)),
-        (parameters(50_000, 50_000), CpuLimit(100_000, 50_000)),
-        (parameters(1_000, 20_000), CpuLimit(100_000, 1_000)),
-        (parameters(50_000, 10_000), CpuLimit(100_000, 50_000)),
-        (parameters(50_000, 80_000), CpuLimit(100_000, 80_000)),
-        (parameters(50_000, -1), CpuLimit(100_000, -1)),
-        (parameters(-1, 50_000), CpuLimit(100_000, -1)),
+        ({"global_period": 100_000, "global_quota": -1}, CpuLimit(100_000, -1)),
+        ({"global_period": 100_000, "global_quota": 0}, CpuLimit(100_000, -1)),
+        ({"global_period": 100_000, "global_quota": 18_446_744_073_709_551}, CpuLimit(100_000, -1)),
+        ({"global_period": 100_000, "global_quota": 1_000}, CpuLimit(100_000, 1_000)),
+        ({"global_period": 50_000, "global_quota": 125_000}, CpuLimit(50_000, 125_000)),
+        ({"vcpu_quota": 50_000, "emulator_quota": 50_000, "global_quota": -1}, CpuLimit(100_000, -1)),
+        ({"vcpu_quota": 10_000, "global_quota": 50_000}, CpuLimit(100_000, 50_000)),
         ({}, CpuLimit(100_000, -1)),
     ],
 )
-def test_the_loosest_limit_is_what_holds(given, limit):
-    assert loosest(given) == limit
+def test_only_the_quota_of_the_whole_guest_counts(given, limit):
+    assert held(given, 2) == (limit, None)
+
+
+@pytest.mark.parametrize("version,number,weight", [(1, 1024, 100), (1, 3072, 300), (1, 10, 1), (2, 7, 7)])
+def test_shares_are_read_as_a_weight(version, number, weight):
+    assert held({"cpu_shares": number}, version)[1] == weight
+
+
+def test_credit_is_read_as_cap_and_weight():
+    assert held_by_credit({"cap": 250, "weight": 512}) == (CpuLimit(100_000, 250_000), 200)
+    assert held_by_credit({"cap": 0, "weight": 256}) == (CpuLimit(100_000, -1), 100)
+    assert held_by_credit({}) == (CpuLimit(100_000, -1), None)
+
+
+def test_quotas_on_single_threads_are_lifted_and_no_others():
+    read = {"vcpu_quota": 50_000, "emulator_quota": -1, "global_quota": 5_000, "iothread_quota": 5_000}
+    assert perform._set_on_threads(read) == {"vcpu_quota": -1}
+    assert perform._set_on_threads({"emulator_quota": 1_000, "vcpu_quota": 0}) == {"emulator_quota": -1}
+    assert perform._set_on_threads({"vcpu_quota": 18_446_744_073_709_551}) == {}
+
+
+class Disk:
+    """What QEMU says of one disk."""
+
+    def __init__(self, **said):
+        self.said = said
+
+    def blockIoTune(self, disk, flags):
+        assert (disk, flags) == ("vda", LV.VIR_DOMAIN_AFFECT_LIVE)
+        return self.said
+
+
+WANTED = {"read_bytes_sec": 5, "write_bytes_sec": 0}
+
+
+@pytest.mark.parametrize("said", [{"read_bytes_sec": 5},
+                                  {"read_bytes_sec": 5, "write_bytes_sec": 0, "read_bytes_sec_max": 5}])  # fmt: skip
+def test_what_qemu_agrees_with_is_proven(said):
+    perform._read_back(Disk(**said), "vda", WANTED)
+
+
+@pytest.mark.parametrize("said", [{}, {"read_bytes_sec": 6}, {"read_bytes_sec": 5, "write_bytes_sec": 9},
+                                  {"read_bytes_sec": 5, "read_bytes_sec_max": 6}])  # fmt: skip
+def test_what_qemu_does_not_hold_is_refused(said):
+    with pytest.raises(Fault, match="QEMU holds") as caught:
+        perform._read_back(Disk(**said), "vda", WANTED)
+    assert caught.value.kind is FaultKind.REFUSED
 
 
 def eyes(name="xen-hvm"):

@@ -10,11 +10,23 @@ import pytest
 from tests.support import building as b
 from vmagent.core.actions import Action, Do
 from vmagent.core.ending import REASONS_KEPT
-from vmagent.core.limits import cpu_holds, cpu_limit
-from vmagent.core.model import CpuLimit, Desired, Now, Observed, Outcome, Seen, VmRecord
+from vmagent.core.model import (
+    CgroupSeen,
+    CpuLimit,
+    Desired,
+    DiskIo,
+    Drift,
+    NetworkSeen,
+    Now,
+    Observed,
+    Outcome,
+    Seen,
+    VmRecord,
+)
 from vmagent.core.plan import Plan, gave_up, plan, rolled_back
+from vmagent.core.quota import cpu_limit
 
-READY_TO_START: FrozenSet[str] = frozenset({"overlay", "seed", "witness"})
+READY_TO_START: FrozenSet[str] = frozenset({"overlay", "seed", "firewall"})
 LOOSE = CpuLimit(100_000, -1)
 
 
@@ -40,9 +52,9 @@ def ran(**kw: Any) -> VmRecord:
     [
         (Seen.MISSING, frozenset(), Do.MAKE_OVERLAY),
         (Seen.MISSING, frozenset({"overlay"}), Do.MAKE_SEED),
-        (Seen.MISSING, frozenset({"overlay", "seed"}), Do.WATCH_NETWORK),
+        (Seen.MISSING, frozenset({"overlay", "seed"}), Do.APPLY_FIREWALL),
         (Seen.MISSING, READY_TO_START, Do.DEFINE),
-        (Seen.OFF, frozenset({"seed", "witness"}), Do.MAKE_OVERLAY),
+        (Seen.OFF, frozenset({"seed", "firewall"}), Do.MAKE_OVERLAY),
         (Seen.OFF, READY_TO_START, Do.START_PAUSED),
     ],
 )
@@ -84,7 +96,7 @@ STARTED = b.record(journal={"attempt_boot": b.BOOT, "paused_by": "start"})
 
 
 def test_no_resume_before_the_limit_is_read_back() -> None:
-    for cpu in (None, LOOSE, CpuLimit(100_000, 49_999)):
+    for cpu in (None, LOOSE, CpuLimit(100_000, 45_000)):
         outcome = planned(STARTED, b.observed(Seen.PAUSED, reason="user", cpu=cpu))
         assert did(outcome) is Do.APPLY_CPU
         assert outcome.action is not None
@@ -181,19 +193,9 @@ def test_a_drifted_limit_is_set_again_and_told_once() -> None:
     assert again.notes == ()
 
 
-def test_lost_counters_are_made_again_once() -> None:
-    drifted = planned(ran(), b.observed(cpu=LOOSE))
-    outcome = planned(drifted.record, b.observed())
-    assert did(outcome) is Do.WATCH_NETWORK
-    assert [note.kind for note in outcome.notes] == ["witness-drift"]
-    assert planned(outcome.record, b.observed()).action is None
-    ready = ran(journal=b.ran(ready_at=1001.0))
-    assert planned(ready, b.observed()).action is None
-
-
-def test_a_limit_that_cannot_be_read_is_told_and_not_fought() -> None:
+def test_a_limit_that_cannot_be_read_is_told_as_such_and_set_again() -> None:
     outcome = planned(ran(), b.observed(cpu=None, leftovers=READY_TO_START))
-    assert outcome.action is None
+    assert did(outcome) is Do.APPLY_CPU
     assert [note.kind for note in outcome.notes] == ["cpu-unseen"]
 
 
@@ -315,10 +317,10 @@ def test_the_disk_is_kept_then_everything_goes() -> None:
 @pytest.mark.parametrize(
     ("left", "expected"),
     [
-        ({"overlay", "seed", "witness", "interface"}, Do.CLEAN_UP),
+        ({"overlay", "seed", "firewall", "interface"}, Do.CLEAN_UP),
         ({"seed"}, Do.CLEAN_UP),
-        ({"witness", "interface"}, None),
-        ({"witness"}, Do.UNWATCH_NETWORK),
+        ({"firewall", "interface"}, None),
+        ({"firewall"}, Do.REMOVE_FIREWALL),
         ({"interface"}, None),
         ({"overlay", "process"}, None),
     ],
@@ -473,26 +475,96 @@ def test_the_reason_trail_is_bounded() -> None:
 # -- limits
 
 
-@pytest.mark.parametrize(
-    ("cores", "cap", "limit"),
-    [
-        (1, None, CpuLimit(100_000, -1)),
-        (1, 100, CpuLimit(100_000, 100_000)),
-        (1, 50, CpuLimit(100_000, 50_000)),
-        (4, 100, CpuLimit(100_000, 25_000)),
-        (2, 300, CpuLimit(100_000, 150_000)),
-        (8, 1, CpuLimit(800_000, 1_000)),
-        (64, 1, CpuLimit(1_000_000, 1_000)),
-    ],
-)
-def test_cpu_limits(cores: int, cap: Optional[int], limit: CpuLimit) -> None:
-    assert cpu_limit(b.spec(cores=cores, cpu_cap_core_percent=cap)) == limit
+# -- the proof
+
+NIC = b.spec().interfaces[0].device
+UNPROVEN = {
+    "cpu": ({"cpu": LOOSE}, Do.APPLY_CPU),
+    "cgroup": ({"cgroup": CgroupSeen(2, LOOSE)}, Do.APPLY_CPU),
+    "no cgroup": ({"cgroup": None}, Do.APPLY_CPU),
+    "weight": ({"weight": 1}, Do.APPLY_CPU),
+    "disk-io": ({"disk_io": DiskIo(read_ops_per_s=5)}, Do.APPLY_DISK_IO),
+    "firewall": ({"network": (Drift("firewall", NIC, "no chain"),)}, Do.APPLY_FIREWALL),
+    "bandwidth": ({"network": (Drift("bandwidth", NIC, "no qdisc"),)}, Do.SHAPE),
+    "port": ({"network": (Drift("port", NIC, "no guard"),)}, Do.SHAPE),
+    "isolated": ({"network": (Drift("isolated", NIC, "down"),)}, Do.REJOIN),
+}
 
 
-def test_a_limit_holds_only_as_read_back() -> None:
-    assert cpu_holds(b.spec(), CpuLimit(100_000, 50_000))
-    assert not cpu_holds(b.spec(), None)
-    free = b.spec(cpu_cap_core_percent=None)
-    assert cpu_holds(free, None)
-    assert cpu_holds(free, LOOSE)
-    assert not cpu_holds(free, CpuLimit(100_000, 50_000))
+def differing(seen: Seen, **kw: Any) -> Observed:
+    if "network" in kw:
+        kw["network"] = dataclasses.replace(b.proven_network(b.spec()), drift=kw["network"])
+    return b.observed(seen, reason="user", **kw)
+
+
+@pytest.mark.parametrize("name", UNPROVEN)
+def test_nothing_is_resumed_while_one_limit_reads_otherwise(name: str) -> None:
+    members, repair = UNPROVEN[name]
+    outcome = planned(STARTED, differing(Seen.PAUSED, **members))
+    assert did(outcome) is repair
+    assert not outcome.record.journal.may_have_run
+
+
+@pytest.mark.parametrize("name", UNPROVEN)
+def test_a_running_guest_is_mended_and_not_paused_for_it(name: str) -> None:
+    members, repair = UNPROVEN[name]
+    assert did(planned(ran(), differing(Seen.RUNNING, **members))) is repair
+
+
+def test_a_network_that_was_not_read_back_for_this_very_wish_proves_nothing() -> None:
+    for network in (None, NetworkSeen("another wish", 1000.0)):
+        outcome = planned(STARTED, b.observed(Seen.PAUSED, reason="user", network=network))
+        assert outcome.action is None
+        assert outcome.wake_at == 1001.0
+
+
+@pytest.mark.parametrize("seen", [{"memory_mib": 256}, {"memory_max_mib": 1024}, {"memory_mib": None}])
+def test_memory_that_differs_is_not_started_and_the_reason_says_so(seen: Any) -> None:
+    outcome = planned(STARTED, b.observed(Seen.PAUSED, reason="user", **seen))
+    assert outcome.record.desired is Desired.STOP
+    assert "memory cannot be proven" in outcome.record.reasons[-1].why
+
+
+def test_memory_that_differs_on_a_running_guest_is_told() -> None:
+    outcome = planned(ran(), b.observed(memory_max_mib=1024))
+    assert outcome.action is None
+    assert [note.kind for note in outcome.notes] == ["memory-drift"]
+    assert "1024" in outcome.notes[0].detail
+
+
+def test_systemd_is_told_the_cap_of_a_running_guest_whose_scope_does_not_know_it() -> None:
+    cgroup = CgroupSeen(2, cpu_limit(b.spec()), "machine-qemu.scope", LOOSE)
+    outcome = planned(ran(), b.observed(cgroup=cgroup))
+    assert did(outcome) is Do.TELL_SYSTEMD
+    assert outcome.notes == ()
+    assert planned(ran(), b.observed(cgroup=dataclasses.replace(cgroup, scope_cpu=cpu_limit(b.spec())))).action is None
+
+
+# -- vm.limits
+
+
+def limited(**journal: Any) -> VmRecord:
+    return ran(spec={"cpu_cap_core_percent": 80}, journal=b.ran(limits_before=b.spec().limits, **journal))
+
+
+def test_new_limits_are_put_in_force_untold_and_settled_once_proven() -> None:
+    record = limited()
+    outcome = planned(record, b.observed(cpu=cpu_limit(b.spec())))
+    assert did(outcome) is Do.APPLY_CPU
+    assert outcome.notes == ()
+    assert outcome.record.journal.limits_before is not None
+    proven = planned(record, b.observed(of=record.spec))
+    assert proven.record.journal.limits_before is None
+    paused = limited(paused_by="command")
+    paused = dataclasses.replace(paused, desired=Desired.PAUSED)
+    assert did(planned(paused, b.observed(Seen.PAUSED, reason="user", cpu=LOOSE))) is Do.APPLY_CPU
+
+
+def test_limits_that_are_refused_are_taken_back_as_a_whole() -> None:
+    record = limited(limits_since=1)
+    after = gave_up(record, Action(Do.SHAPE, record.spec), "tc says no", b.now())
+    assert after.spec.limits == b.spec().limits
+    assert (after.journal.limits_before, after.journal.limits_since) == (None, 0)
+    assert after.generation == record.generation + 1
+    assert after.reasons[-1].why == "shape: tc says no"
+    assert after.outcome is None

@@ -11,7 +11,8 @@ from tests.support import building as b
 from vmagent.core import identity, progress, schemas
 from vmagent.core.changes import CommandRow
 from vmagent.core.commands import VERBS
-from vmagent.core.model import Desired, Outcome, Phase, Reason, VmRecord
+from vmagent.core.ending import because, taken_back
+from vmagent.core.model import Desired, Limits, Outcome, Phase, Reason, VmRecord
 from vmagent.core.plan import rolled_back
 from vmagent.errors import Problem
 
@@ -83,10 +84,25 @@ def status(row: CommandRow, *members: Member, at: float = 1020.0) -> str:
         ("vm.reboot", member(Phase.READY, journal=b.ran(reboot_wanted=4, reboot_done=4)), "done"),
         ("vm.reboot", over(journal=b.ran(reboot_wanted=4)), "failed"),
         ("vm.extend", member(Phase.READY), "done"),
+        ("vm.limits", member(Phase.READY, journal=b.ran(limits_before=Limits(), limits_since=4)), "pending"),
+        ("vm.limits", member(Phase.READY, journal=b.ran(limits_since=4)), "done"),
+        ("vm.limits", member(Phase.FETCHING, journal={"limits_before": Limits(), "limits_since": 4}), "pending"),
+        ("vm.limits", member(Phase.READY, journal=b.ran()), "failed"),
+        ("vm.limits", over(journal=b.ran(limits_before=Limits(), limits_since=4)), "failed"),
     ],
 )
 def test_each_verb(verb: str, one: Member, expected: str) -> None:
     assert status(row(verb), one) == expected
+
+
+def test_limits_that_were_taken_back_are_answered_with_what_the_kernel_said() -> None:
+    record, phase = member(Phase.READY, journal=b.ran(limits_before=Limits(cpu_weight=7), limits_since=4))
+    back = taken_back(because(record, "agent", "shape: tc says no such qdisc", b.now()))
+    assert back.spec.limits == Limits(cpu_weight=7)
+    found = verdict(row("vm.limits"), (back, phase))
+    assert found is not None and found.status == "failed"
+    assert found.reply["problem"]["type"] == "limits-not-applied"
+    assert "tc says no such qdisc" in found.reply["problem"]["detail"]
 
 
 def test_ready_by_counts_from_the_first_resume_and_kills_nothing() -> None:

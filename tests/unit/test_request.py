@@ -117,8 +117,7 @@ def test_every_verb_can_be_asked(verb: str) -> None:
     args: Dict[str, Any] = {"all": True} if VERBS[verb].selects else {}
     if verb == "vm.start":
         args = payload()["args"]
-    if verb == "vm.extend":
-        args["lifetime_s"] = 1
+    args.update({"vm.extend": {"lifetime_s": 1}, "vm.limits": {"cpu_weight": 50}}.get(verb, {}))
     assert parsed(schema=f"{verb}/1", args=args).verb == verb
 
 

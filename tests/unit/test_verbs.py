@@ -13,7 +13,8 @@ from tests.support import building
 from vmagent.core import request, verbs
 from vmagent.core.commands import VERBS, Command, Signer
 from vmagent.core.model import Desired, ImageRef, Outcome, Owner, Reason, VmRecord
-from vmagent.errors import Problem
+from vmagent.core.policy import Minima
+from vmagent.errors import Problem, Problems
 
 SIGNER = Signer(building.SIGNER, (), "ab" * 32)
 OTHER = Signer("CN=other,C=NL", (), "cd" * 32)
@@ -32,6 +33,8 @@ def command(verb: str, issued: str = LATER, signer: Signer = SIGNER, reason: str
     }  # fmt: skip
     if verb == "vm.extend" and not {"lifetime_s", "until"} & set(args):
         payload["args"] = {**payload["args"], "lifetime_s": 7200}
+    if verb == "vm.limits" and not {"cpu_cap_core_percent", "cpu_weight", "disk_io", "networks"} & set(args):
+        payload["args"] = {**payload["args"], "cpu_weight": 100}
     return request.parse(payload, "d" * 64, signer, "broker")
 
 
@@ -114,7 +117,7 @@ def test_every_verb_leaves_its_trace(verb: str) -> None:
     assert after.generation == 7
     assert after.reasons == (Reason(building.SIGNER, "batch 4711", NOW.wall),)
     assert after.last_commands == ((building.SIGNER, LATER),)
-    assert after.spec == before.spec
+    assert dataclasses.replace(after.spec, limits=before.spec.limits) == before.spec
     assert (after.outcome, after.closed, after.accepted_at) == (None, False, before.accepted_at)
     assert applied(command(verb), before).reasons[-1].why == verb
 
@@ -157,7 +160,7 @@ def test_reboot_is_wanted_once_per_command() -> None:
 
 
 @pytest.mark.parametrize("desired", [Desired.STOP, Desired.ABSENT])
-@pytest.mark.parametrize("verb", ["vm.pause", "vm.resume", "vm.reboot", "vm.extend"])
+@pytest.mark.parametrize("verb", ["vm.pause", "vm.resume", "vm.reboot", "vm.extend", "vm.limits"])
 def test_what_is_being_ended_is_not_revived(verb: str, desired: Desired) -> None:
     record = building.record(desired=desired, journal=building.ran(end_cause="lease"))
     assert refused(command(verb), record).type == "stopping"
@@ -268,6 +271,44 @@ def test_an_extension_never_ends_in_the_past() -> None:
             assert problem.type in ("lifetime", "over-limit")
             continue
         assert used < after.lifetime_s <= POLICY.maxima.lifetime_s
+
+
+# ---- limits ----
+
+
+def test_new_limits_are_the_wish_and_the_old_ones_are_kept() -> None:
+    before = building.record(generation=4, journal=building.ran())
+    first = applied(command("vm.limits", all=True, cpu_weight=50), before)
+    assert first.spec.limits.cpu_weight == 50
+    assert first.spec.limits.cpu_cap_core_percent == before.spec.limits.cpu_cap_core_percent
+    assert (first.journal.limits_before, first.journal.limits_since) == (before.spec.limits, 5)
+    again = applied(command("vm.limits", all=True, cpu_cap_core_percent=10), first)
+    assert (again.spec.limits.cpu_weight, again.spec.limits.cpu_cap_core_percent) == (50, 10)
+    assert again.journal.limits_before == before.spec.limits, "what was proven last, not what was asked in between"
+    assert again.journal.limits_since == 6
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ({"cpu_weight": 1001}, [("over-limit", "args.cpu_weight")]),
+        ({"cpu_weight": 9}, [("under-limit", "args.cpu_weight")]),
+        ({"networks": [{"type": "dmz", "bandwidth_in_kbit": 100}]}, [("unknown-network", "args.networks[0].type")]),
+        (
+            {"cpu_weight": 1001, "networks": [{"firewall": {"inbound": [{"action": "allow", "ports": [1]}]}}]},
+            [("rule", "args.networks[0].firewall.inbound[0].ports"), ("over-limit", "args.cpu_weight")],
+        ),
+    ],
+)
+def test_limits_that_the_site_does_not_give_change_nothing(args: Dict[str, Any], expected: List[Any]) -> None:
+    policy = building.policy(maxima=building.maxima(cpu_weight=1000), minima=Minima(cpu_weight=10))
+    record = building.record(journal=building.ran())
+    with pytest.raises(Problems) as caught:
+        verbs.apply(command("vm.limits", all=True, **args), record, policy, NOW)
+    assert [(one.type, one.fields["path"]) for one in caught.value.problems] == expected
+    for one in caught.value.problems:
+        assert one.fields["vm"] == record.vm and record.vm in one.detail
+    assert record.journal == building.ran() and record == building.record(journal=building.ran())
 
 
 # ---- the trail ----

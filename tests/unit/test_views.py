@@ -11,7 +11,17 @@ from tests.support import building
 from tests.support.building import COMMAND, SIGNER, USER, now, observed, policy, ran, record, spec
 from vmagent.core import identity
 from vmagent.core.changes import Epoch
-from vmagent.core.model import Desired, ForeignSeen, HypervisorInfo, Observed, Outcome, Owner, Seen, VmRecord
+from vmagent.core.model import (
+    Desired,
+    ForeignSeen,
+    HypervisorInfo,
+    NicCounters,
+    Observed,
+    Outcome,
+    Owner,
+    Seen,
+    VmRecord,
+)
 from vmagent.errors import Problem
 from vmagent.local import handles, views
 
@@ -40,6 +50,24 @@ def test_a_row_says_what_matters() -> None:
         "image": "tiny", "addresses": ["192.0.2.10/24"], "tags": ["batch-1"], "left_s": 2600,
         "since": building.WALL, "age_s": 10.0, "why": "",
     }
+
+
+def test_limits_join_the_proof_with_the_counters_of_its_own_interfaces() -> None:
+    device = RUNS.spec.interfaces[0].device
+    counted = {device: NicCounters(in_local_bytes=84), "vmaother": NicCounters(spoofed_packets=1)}
+    answer = views.limits(RUNS, seen(RUNS, at=1990.0), NOW, counted, "")
+    assert answer["limits"] == views.show(RUNS, seen(RUNS, at=1990.0), NOW, policy())["state"]["limits"]
+    assert set(answer["counters"]) == {device} and answer["counters"][device]["in_local_bytes"] == 84
+    assert (answer["started_at"], answer["age_s"], answer["phase"]) == (building.WALL, 10.0, "ready")
+    json.dumps(answer)
+
+
+def test_limits_of_what_was_never_seen_prove_nothing() -> None:
+    answer = views.limits(record(), {}, NOW, {}, "why")
+    assert answer["limits"]["wanted"]["memory_mib"] == 512
+    assert (answer["limits"]["proven"], answer["limits"]["drift"]) == ({}, [])
+    assert (answer["age_s"], answer["started_at"]) == (None, None)
+    assert (answer["counters"], answer["counters_why"]) == ({}, "why")
 
 
 def test_what_was_not_observed_is_unknown_and_has_no_age() -> None:

@@ -1,8 +1,8 @@
 """Reads vmagent.yaml and its drop-ins into a Config, or tells everything that is wrong with them at once.
 
 Order: every file strictly (loading), all laid over one another, the schema (shape), defaults (defaults), what
-settings say about one another (checks, networks), what the host must have (files; only when asked).  A check whose
-settings the schema refused is left out, so that nobody reads a consequence as a second error.
+settings say about one another (checks), what the host must have (files; only when asked).  A check whose settings the
+schema refused is left out, so that nobody reads a consequence as a second error.
 
 Secrets: none can stand in the configuration, only names of files; a URL with a login in it is refused.
 """
@@ -52,12 +52,12 @@ def read_raw(path: Path, fqdn: str = "", check_files: bool = False) -> Raw:
     sources = origins(spot)
     if any(not c.parts for c in complaints):
         raise Problems([_problem(c, sources, path) for c in complaints])  # a file unread: the rest would mislead
-    told = {place(c.parts) for c in complaints if c.parts}
+    told = {c.parts for c in complaints if c.parts}
     said = plain(spot)
     if said.get("host") is None and fqdn:
         said["host"] = fqdn
         sources["host"] = "this host's name"
-    complaints += [c for c in shape_complaints(said) if place(c.parts) not in told]
+    complaints += [c for c in shape_complaints(said) if not any(c.parts[: len(parts)] == parts for parts in told)]
     values = filled(said, schema())
     if values.get("host") is None:
         complaints.append(Complaint(("host",), "missing, and this host has no name", "a host name"))

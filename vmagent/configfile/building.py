@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from vmagent.config import (
     BrokerSettings,
@@ -17,7 +18,19 @@ from vmagent.config import (
     SocketSettings,
     Tls,
 )
-from vmagent.core.policy import Authority, CatalogueImage, Flavour, Maxima, NetworkType, Policy
+from vmagent.core import rules
+from vmagent.core.model import Firewall
+from vmagent.core.policy import (
+    Authority,
+    CatalogueImage,
+    Defaults,
+    Flavour,
+    Maxima,
+    Minima,
+    NetworkType,
+    Policy,
+    SiteFirewall,
+)
 
 Values = Mapping[str, Any]
 _NAMES = re.compile(r"\b(SITE|HOST)\b")
@@ -83,6 +96,29 @@ def _tuples(members: Values) -> Dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in members.items()}
 
 
+def _bounds(limits: Values, which: str) -> Dict[str, Any]:
+    """One of minimum, default, maximum of every limit that has it; a limit that is a number is a maximum."""
+    return {
+        name: one[which] if isinstance(one, dict) else one
+        for name, one in limits.items()
+        if which in (one if isinstance(one, dict) else ("maximum",))
+    }
+
+
+def _firewall(values: Values) -> SiteFirewall:
+    inbound, outbound = (rules.read(values[direction])[0] for direction in rules.DIRECTIONS)
+    return SiteFirewall(Firewall(inbound, outbound), _apart(values["local"]), values["on_failure"])
+
+
+def _apart(prefixes: Sequence[str]) -> Tuple[str, ...]:
+    """The same addresses without overlaps, IPv4 first."""
+    found: List[str] = []
+    for family in (4, 6):
+        mine: List[Any] = [one for one in map(rules.prefix, prefixes) if one.version == family]
+        found += map(str, ipaddress.collapse_addresses(mine))
+    return tuple(found)
+
+
 def _authority(row: Values, maxima: Values) -> Authority:
     members = _tuples(row)
     if members["maxima"] is not None:
@@ -99,13 +135,16 @@ def _policy(values: Values) -> Policy:
         instance=values["instance"],
         networks={n: NetworkType(name=n, **_tuples(s)) for n, s in values["networks"].items()},
         flavours={n: Flavour(**s) for n, s in values["flavours"].items()},
-        maxima=Maxima(**limits),
+        maxima=Maxima(**_bounds(limits, "maximum")),
+        minima=Minima(**_bounds(limits, "minimum")),
+        defaults=Defaults(**_bounds(limits, "default")),
         images={n: CatalogueImage(id=n, **s) for n, s in values["images"]["catalogue"].items()},
-        authority=tuple(_authority(row, limits) for row in security["authority"]),
+        authority=tuple(_authority(row, _bounds(limits, "maximum")) for row in security["authority"]),
         reply_prefixes=tuple(named(prefix, values) for prefix in values["broker"]["reply_prefixes"]),
         default_reply=named(values["broker"]["default_reply"], values),
         grace_s=lease["grace_s"],
         warn_before_s=tuple(sorted(lease["warn_before_s"], reverse=True)),
         clock_skew_s=security["clock_skew_s"],
+        firewall=_firewall(values["firewall"]),
         **values["capacity"],
     )

@@ -6,16 +6,16 @@ takes the whole filled configuration and yields complaints, never raises.
 
 from __future__ import annotations
 
-import re
 from fnmatch import fnmatchcase
 from typing import Any, Callable, Iterator, List, Mapping, Tuple
 
+from vmagent.configfile.bounds import authority_complaints, flavour_complaints, limit_complaints
 from vmagent.configfile.building import named
+from vmagent.configfile.filtering import firewall_complaints
 from vmagent.configfile.loading import Complaint, Parts
 from vmagent.configfile.networks import network_complaints
 from vmagent.core import dn
 from vmagent.core.commands import VERBS
-from vmagent.core.identity import DEVICE_CHARACTERS
 
 Values = Mapping[str, Any]
 Check = Callable[[Values], Iterator[Complaint]]
@@ -23,9 +23,11 @@ Check = Callable[[Values], Iterator[Complaint]]
 # Interface names that others make; libvirt itself renames targets that begin with vnet or vif (FACTS 5).
 TAKEN = (
     *("lo", "en", "eth", "wl", "ww", "br", "virbr", "bond", "team", "vlan", "tap", "tun", "veth", "vnet", "vif"),
-    *("macvtap", "macvlan", "dummy", "ifb", "docker", "ovs", "wg", "sit", "gre", "ib"),
+    *("macvtap", "macvlan", "macsec", "ipvlan", "vrf", "dummy", "ifb", "nlmon", "docker", "podman", "cni", "cali"),
+    *("flannel", "cilium", "lxc", "lxd", "ovs", "vxlan", "genev", "wg", "ppp", "usb", "em", "p1p", "slave", "can"),
+    *("sit", "gre", "erspan", "tunl", "ip6", "ip_vti", "vti", "xfrm", "ipsec", "ib", "mlx", "hsr", "batadv"),
+    *("vmbr", "vmnet", "vboxnet", "xenbr", "xapi", "fwbr", "fwln", "fwpr", "tailscale", "zt"),
 )
-_DERIVED = re.compile(f"[a-z2-7]{{{DEVICE_CHARACTERS}}}")
 _WILD = frozenset("*?[")
 
 
@@ -40,10 +42,9 @@ def instance(values: Values) -> Iterator[Complaint]:
         if _overlap(own, name):
             yield Complaint(("instance",), f'"{own}" would claim interfaces such as {name}0', "another prefix")
     for network, settings in values["networks"].items():
-        bridge = settings["bridge"]
-        if bridge.startswith(own) and _DERIVED.fullmatch(bridge[len(own) :]):
-            detail = f'"{bridge}" looks like the interface of a guest'
-            yield Complaint(("networks", network, "bridge"), detail, "another name")
+        if settings["bridge"].startswith(own):
+            detail = f'"{settings["bridge"]}" begins with the instance, as the interfaces of guests do'
+            yield Complaint(("networks", network, "bridge"), detail, f'a bridge whose name does not begin with "{own}"')
 
 
 def broker(values: Values) -> Iterator[Complaint]:
@@ -65,23 +66,16 @@ def broker(values: Values) -> Iterator[Complaint]:
         yield Complaint(("broker", "passcode_file"), "a passcode without broker.login", "both, or neither")
 
 
-def _size_complaints(at: Parts, size: Values, maxima: Values) -> Iterator[Complaint]:
-    for name in ("cores", "memory_mib", "disk_gib"):
-        if size[name] > maxima[name]:
-            yield Complaint((*at, name), f"{size[name]} is above limits.{name}", f"at most {maxima[name]}")
-    cap, highest = size["cpu_cap_core_percent"], maxima["cpu_cap_core_percent"]
-    at = (*at, "cpu_cap_core_percent")
-    if cap is None and highest is not None:
-        yield Complaint(at, "no cap, but limits sets one for every VM", f"1 to {highest}")
-    if cap is not None and highest is not None and cap > highest:
-        yield Complaint(at, f"{cap} is above limits.cpu_cap_core_percent", f"at most {highest}")
-    if cap is not None and cap > 100 * size["cores"]:
-        yield Complaint(at, f"{cap} is more than the VM's cores can use", f"at most {100 * size['cores']}, or null")
+def limits(values: Values) -> Iterator[Complaint]:
+    yield from limit_complaints(values["limits"])
 
 
 def flavours(values: Values) -> Iterator[Complaint]:
-    for name, size in values["flavours"].items():
-        yield from _size_complaints(("flavours", name), size, values["limits"])
+    yield from flavour_complaints(values["flavours"], values["limits"])
+
+
+def firewall(values: Values) -> Iterator[Complaint]:
+    yield from firewall_complaints(values["firewall"])
 
 
 def _pattern_complaints(at: Parts, patterns: List[str], names: List[str], what: str) -> Iterator[Complaint]:
@@ -113,11 +107,7 @@ def authority(values: Values) -> Iterator[Complaint]:
         yield from _pattern_complaints((*at, "verbs"), row["verbs"], list(VERBS), "verb")
         yield from _pattern_complaints((*at, "networks"), row["networks"], list(values["networks"]), "network")
         yield from _pattern_complaints((*at, "flavours"), row["flavours"], list(values["flavours"]), "flavour")
-        for name, most in (row["maxima"] or {}).items():
-            site = values["limits"][name]
-            if site is not None and most > site:
-                detail = f"{most} is above limits.{name}"
-                yield Complaint((*at, "maxima", name), detail, f"at most {site}")
+        yield from authority_complaints((*at, "maxima"), row["maxima"] or {}, values["limits"])
 
 
 def replies(values: Values) -> Iterator[Complaint]:
@@ -145,7 +135,9 @@ CHECKS: Tuple[Tuple[Tuple[Tuple[str, ...], ...], Check], ...] = (
     ((("instance",), ("networks",)), instance),
     ((("broker",),), broker),
     ((("broker",), ("site",), ("host",)), replies),
+    ((("limits",),), limits),
     ((("flavours",), ("limits",)), flavours),
+    ((("firewall",),), firewall),
     ((("security",), ("networks",), ("flavours",), ("limits",)), authority),
     ((("socket",), ("directories",)), socket),
     ((("networks",),), networks),

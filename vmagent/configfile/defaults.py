@@ -55,6 +55,10 @@ def accepted(setting: Schema) -> str:
         return "a list; each: " + accepted(items)
     if "accepted" in setting:
         return str(setting["accepted"])
+    if "shorthand" in setting:
+        members: Mapping[str, Schema] = setting["properties"]
+        short = setting["shorthand"]
+        return f"the {short} alone, or {{{', '.join(members)}}}; each {accepted(members[short])}"
     if "enum" in setting:
         return " | ".join(setting["enum"])
     kinds = setting.get("type", "object")

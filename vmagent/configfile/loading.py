@@ -7,6 +7,7 @@ Rules
 2. Drop-ins are `<file>.d/*.yaml` and, for `name.yaml`, `name.d/*.yaml` beside it, sorted by file name.
    Mappings merge member by member, everything else replaces; the later file wins.
 3. A section whose settings are all commented out says nothing.
+4. Where the schema has a `shorthand`, a bare value is that member: `cores: 8` is `cores: {maximum: 8}`.
 
 Every value travels as a Spot that knows its `file:line`, so merging cannot lose where something was said.
 """
@@ -68,7 +69,7 @@ def load(main: Path, schema: Mapping[str, Any]) -> Tuple[Spot, List[Complaint]]:
         reader = _Reader(file)
         spot = reader.read()
         complaints += reader.complaints
-        whole = merged(whole, _without_empty(spot, schema))
+        whole = merged(whole, _without_empty(_written_out(spot, schema), schema))
     return whole, complaints
 
 
@@ -102,6 +103,16 @@ def origins(spot: Spot, parts: Parts = ()) -> Dict[str, str]:
     for name, member in members:
         found.update(origins(member, (*parts, name)))
     return found
+
+
+def _written_out(spot: Spot, schema: Mapping[str, Any]) -> Spot:
+    """Rule 4, before merging: so a drop-in can add a minimum to the maximum that the main file says."""
+    if "shorthand" in schema and not isinstance(spot.value, dict):
+        return Spot({schema["shorthand"]: spot}, spot.origin)
+    if not isinstance(spot.value, dict):
+        return spot
+    settings: Mapping[str, Any] = schema.get("properties", {})
+    return Spot({name: _written_out(one, settings.get(name, {})) for name, one in spot.value.items()}, spot.origin)
 
 
 def _without_empty(spot: Spot, schema: Mapping[str, Any]) -> Spot:

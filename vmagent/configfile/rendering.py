@@ -7,7 +7,7 @@ from typing import Any, Dict, Iterator, List, Mapping
 
 import yaml
 
-from vmagent.configfile.defaults import Schema, accepted
+from vmagent.configfile.defaults import Schema, accepted, filled
 from vmagent.configfile.loading import Parts
 from vmagent.core.places import place
 
@@ -60,14 +60,21 @@ def _prose(text: str, indent: str) -> List[str]:
 
 
 def _fact(of: Schema, required: bool) -> str:
+    if "shorthand" in of:
+        return accepted(of)  # the line below shows all of its default
     default = "required" if required else f"default: {scalar(of['default'])}" if "default" in of else "optional"
     nested = of.get("type") in ("object", ["object", "null"]) or "properties" in of.get("items", {})
     return default if nested else f"{default}; accepted: {accepted(of)}"
 
 
+def _default(of: Schema) -> Any:
+    """A setting with a shorthand is one line, whole."""
+    return filled(of["default"], of) if "shorthand" in of else of["default"]
+
+
 def _setting(name: str, of: Schema, indent: str, required: bool) -> Iterator[str]:
     yield from _prose(of["description"], indent)
-    shown = of["examples"][0] if "examples" in of else of["default"]
+    shown = of["examples"][0] if "examples" in of else _default(of)
     if "properties" not in of or shown:
         yield from _prose(_fact(of, required), indent)
     yield from _value(name, of, shown, indent, 0)
@@ -91,7 +98,7 @@ def _value(name: str, of: Schema, shown: Any, indent: str, depth: int) -> Iterat
         for key, member in shown.items():
             yield f"{start}  {key}:"
             yield from _members(named, member, indent, depth + 2)
-    elif isinstance(shown, dict) and "properties" in of:
+    elif isinstance(shown, dict) and "properties" in of and "shorthand" not in of:
         yield f"{start}{name}:"
         yield from _members(of, shown, indent, depth + 1)
     elif isinstance(shown, list) and "properties" in rows:

@@ -18,10 +18,14 @@ class Do(str, Enum):
 
     MAKE_OVERLAY = "make-overlay"  # verify the golden image, then create the overlay on it
     MAKE_SEED = "make-seed"
-    WATCH_NETWORK = "watch-network"  # count frames from assigned addresses, before the device exists
+    APPLY_FIREWALL = "apply-firewall"  # chains and counters of every interface, before the device exists
+    WATCH_NETWORK = "watch-network"  # count frames from assigned addresses anew, from zero
     DEFINE = "define"
     START_PAUSED = "start-paused"
-    APPLY_CPU = "apply-cpu"
+    SHAPE = "shape"  # bandwidth both ways and the guard of the bridge port, on the live interface
+    APPLY_CPU = "apply-cpu"  # cap and weight
+    APPLY_DISK_IO = "apply-disk-io"
+    TELL_SYSTEMD = "tell-systemd"  # the cap, to the unit that owns the guest's cgroup
     RESUME = "resume"  # writes the tag (may_have_run), then resumes
     PAUSE = "pause"
     SHUTDOWN = "shutdown"  # ACPI
@@ -31,12 +35,15 @@ class Do(str, Enum):
     UNDEFINE = "undefine"
     WRITE_TAG = "write-tag"
     CLEAN_UP = "clean-up"  # overlay and seed
-    UNWATCH_NETWORK = "unwatch-network"
+    UNSHAPE = "unshape"  # what shaping leaves when the interface is gone
+    REMOVE_FIREWALL = "remove-firewall"
+    ISOLATE = "isolate"  # its interfaces down: nothing in, nothing out
+    REJOIN = "rejoin"  # and up again
 
 
 @dataclass(frozen=True)
 class _Row:
-    port: str  # "hypervisor" | "images" | "witness"
+    port: str  # "hypervisor" | "images" | "firewall" | "shaper" | "cgroups"
     deadline_s: float
     safe: bool = False
 
@@ -44,10 +51,14 @@ class _Row:
 TABLE = {
     Do.MAKE_OVERLAY: _Row("images", 600),
     Do.MAKE_SEED: _Row("images", 60),
-    Do.WATCH_NETWORK: _Row("witness", 20),
+    Do.APPLY_FIREWALL: _Row("firewall", 20, safe=True),
+    Do.WATCH_NETWORK: _Row("firewall", 20),
     Do.DEFINE: _Row("hypervisor", 30),
     Do.START_PAUSED: _Row("hypervisor", 120),
+    Do.SHAPE: _Row("shaper", 20, safe=True),
     Do.APPLY_CPU: _Row("hypervisor", 30, safe=True),
+    Do.APPLY_DISK_IO: _Row("hypervisor", 30, safe=True),
+    Do.TELL_SYSTEMD: _Row("cgroups", 20, safe=True),
     Do.RESUME: _Row("hypervisor", 30),
     Do.PAUSE: _Row("hypervisor", 30, safe=True),
     Do.SHUTDOWN: _Row("hypervisor", 30, safe=True),
@@ -57,7 +68,10 @@ TABLE = {
     Do.UNDEFINE: _Row("hypervisor", 30),
     Do.WRITE_TAG: _Row("hypervisor", 30),
     Do.CLEAN_UP: _Row("images", 60),
-    Do.UNWATCH_NETWORK: _Row("witness", 20),
+    Do.UNSHAPE: _Row("shaper", 20),
+    Do.REMOVE_FIREWALL: _Row("firewall", 20),
+    Do.ISOLATE: _Row("shaper", 20, safe=True),
+    Do.REJOIN: _Row("shaper", 20),
 }
 
 
@@ -68,7 +82,7 @@ class Action:
     do: Do
     spec: VmSpec
     tag: Optional[Tag] = None  # DEFINE, RESUME, WRITE_TAG: what to write
-    cpu: Optional[CpuLimit] = None  # DEFINE, APPLY_CPU: the effective cap
+    cpu: Optional[CpuLimit] = None  # DEFINE, APPLY_CPU, TELL_SYSTEMD: the effective cap
 
     @property
     def vm(self) -> str:

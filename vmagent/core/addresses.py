@@ -7,6 +7,7 @@ An allocation is the first free address in the pool's order: the same request on
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 from dataclasses import dataclass
@@ -64,6 +65,22 @@ def interfaces(vm: str, networks: Sequence[Mapping[str, Any]], policy: Policy, h
     if problems:
         raise Problems(problems)
     return tuple(made)
+
+
+def families(network: NetworkType, wanted: Sequence[str]) -> FrozenSet[int]:
+    """Of 4 and 6, in which an interface that names these addresses (or none) will have one; empty = it will be refused.
+
+    What is no address has no family: `interfaces` tells.
+    """
+    if not wanted and network.addressing == "host-pool":
+        return frozenset(low.version for low, _ in _pools(network))
+    if not wanted:
+        return frozenset({6}) if network.addressing == "slaac-eui64" else frozenset()
+    found = set()
+    for text in wanted:
+        with contextlib.suppress(ValueError):
+            found.add(ipaddress.ip_address(text).version)
+    return frozenset(found)
 
 
 def unshareable(networks: Sequence[Mapping[str, Any]], policy: Policy) -> List[Problem]:

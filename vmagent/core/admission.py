@@ -4,8 +4,9 @@ Two kinds of reasons.  What is wrong with the request or the host concerns every
 reasons are told together.  What runs out (capacity, addresses) concerns members, in order: `atomic` needs room for all,
 otherwise as many as fit are admitted and the rest is refused, each with its reasons.
 
-Capacity counts wishes, not processes.  A wish that has not ended holds its cores and memory; a wish that is not closed
-holds its whole disk, kept disks included.  Cores may be promised `cpu_overcommit` times, memory and disk once.  Free on
+Capacity counts wishes, not processes.  A wish that has not ended holds its cores, its memory and what QEMU takes beside
+it; a wish that is not closed holds its whole disk, kept disks included.  Cores may be promised `cpu_overcommit` times,
+memory and disk once.  Free on
 the disk is what is free now, minus the floor, minus *all* that the disks of open wishes may grow to: what they have
 written already is counted twice, unless the caller knows it (`disk_written_gib`), so that a promise is always kept.
 """
@@ -17,9 +18,9 @@ from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from vmagent.core import addresses, codec, identity, request
-from vmagent.core.asked import Asked, asked, beyond
+from vmagent.core.asked import Asked, asked, outside
 from vmagent.core.commands import Command
-from vmagent.core.model import ImageRef, Owner, VmRecord, VmSpec
+from vmagent.core.model import DiskIo, ImageRef, Owner, VmRecord, VmSpec
 from vmagent.core.policy import Policy
 from vmagent.errors import Problem, Problems
 
@@ -37,6 +38,10 @@ class HostRoom:
     emulated_ok: bool  # guests can run: there is hardware virtualisation, or the site allows emulation
     cpu_caps: bool = True  # False = this host's driver cannot limit a guest's CPU
     disk_written_gib: int = 0  # what overlays of open wishes already take, rounded down; 0 = not known
+    memory_overhead_mib: int = 0  # what a QEMU was seen to take beside its guest's memory; 0 = not known
+    disk_io: bool = True  # False = the driver cannot limit a disk's input and output
+    shaping: bool = True  # False = no qdisc works here: bandwidth cannot be limited
+    filtering: bool = True  # False = nft does not work here: no interface can be guarded
 
 
 @dataclass(frozen=True)
@@ -54,19 +59,21 @@ class _Room:
     cores: int
     memory_mib: int
     disk_gib: int
+    overhead_mib: int  # memory that each VM takes beside its own
 
     def minus(self, what: Asked) -> _Room:
-        return _Room(self.cores - what.cores, self.memory_mib - what.memory_mib, self.disk_gib - what.disk_gib)
+        memory_mib = self.memory_mib - what.memory_mib - self.overhead_mib
+        return _Room(self.cores - what.cores, memory_mib, self.disk_gib - what.disk_gib, self.overhead_mib)
 
 
 def admit(command: Command, policy: Policy, records: Sequence[VmRecord], room: HostRoom) -> Admission:
     """Decide a `vm.start`; `records` are all wishes that are not closed.
 
     Problems when nothing (or, `atomic`, not all) can be taken, all at once: `drained`, `no-virtualisation`,
-    `owner-needed`, `unknown-flavour`, `unknown-network`, `unknown-image`, `over-limit`, `disk-too-small`, `address`,
-    `mac`, `address-in-use`, `id-in-use`, `no-capacity`, `not-supported-here`.
+    `owner-needed`, `unknown-flavour`, `unknown-network`, `unknown-image`, `rule`, `over-limit`, `under-limit`,
+    `disk-too-small`, `address`, `mac`, `address-in-use`, `id-in-use`, `no-capacity`, `not-supported-here`.
     """
-    problems = _host_problems(policy, room) + _name_problems(command, policy)
+    problems = _host_problems(command, policy, room) + _name_problems(command, policy)
     what: Optional[Asked] = None
     owner: Optional[Owner] = None
     try:
@@ -75,11 +82,11 @@ def admit(command: Command, policy: Policy, records: Sequence[VmRecord], room: H
         problems.append(problem)
     try:
         what = asked(command.args, policy)
-    except Problem as problem:
-        problems.append(problem)
+    except Problems as found:
+        problems += found.problems
     left = _left(policy, records, room)
     if what is not None:
-        problems += _size_problems(command, policy, what) + _driver_problems(room, what)
+        problems += _size_problems(command, policy, what) + _limit_problems(room, what)
         at_once = what.count if command.args.get("atomic") else 1
         problems += _lacking(what, at_once, left, room)
     if problems or what is None or owner is None:
@@ -97,21 +104,34 @@ class _Start:
 # ---- reasons that concern the whole ----
 
 
-def _host_problems(policy: Policy, room: HostRoom) -> List[Problem]:
+def _host_problems(command: Command, policy: Policy, room: HostRoom) -> List[Problem]:
     problems: List[Problem] = []
     if room.drained:
         problems.append(Problem("drained", f"{policy.host} takes no new VMs until it is undrained"))
     if not room.emulated_ok:
         detail = f"{policy.host} has no hardware virtualisation, and the site forbids emulation"
         problems.append(Problem("no-virtualisation", detail))
+    if command.args.get("networks") and not room.filtering:
+        detail = "nft does not work on this host, so no interface can be guarded: ask for none, or for another host"
+        problems.append(Problem("not-supported-here", detail, path="args.networks"))
     return problems
 
 
-def _driver_problems(room: HostRoom, what: Asked) -> List[Problem]:
-    if room.cpu_caps or what.cpu_cap_core_percent is None:
-        return []
-    detail = "this host's hypervisor driver cannot limit a guest's CPU: ask for none, or for another host"
-    return [Problem("not-supported-here", detail, path=what.path("cpu_cap_core_percent"))]
+def _limit_problems(room: HostRoom, what: Asked) -> List[Problem]:
+    """What will be limited (by the site too) and cannot be here: it would never be proven."""
+    shaped = any(nic.bandwidth_in_kbit or nic.bandwidth_out_kbit for nic in what.limits.nics)
+    rows = (
+        (what.limits.cpu_cap_core_percent is not None and not room.cpu_caps, "args.cpu_cap_core_percent",
+         "this host's hypervisor driver cannot limit a guest's CPU"),
+        (what.limits.disk_io != DiskIo() and not room.disk_io, "args.disk_io",
+         "this host's hypervisor driver cannot limit a disk's input and output"),
+        (shaped and not room.shaping, "args.networks", "no queueing discipline works on this host to limit bandwidth"),
+    )  # fmt: skip
+    return [
+        Problem("not-supported-here", f"{detail}: ask for no such limit, or for another host", path=path)
+        for lacks, path, detail in rows
+        if lacks
+    ]
 
 
 def _name_problems(command: Command, policy: Policy) -> List[Problem]:
@@ -134,10 +154,7 @@ def _unknown(kind: str, name: str, known: List[str], path: str) -> Problem:
 
 
 def _size_problems(command: Command, policy: Policy, what: Asked) -> List[Problem]:
-    problems = [
-        Problem("over-limit", f"{excess} on this site", path=excess.path, needed=excess.needed, maximum=excess.maximum)
-        for excess in beyond(what, policy.maxima)
-    ]
+    problems = [one.problem("on this site") for one in outside(what, policy.maxima, policy.minima)]
     image = policy.images.get(command.args["image"]["id"])
     if image is not None and what.disk_gib < image.minimum_disk_gib:
         detail = f"image {image.id} needs a disk of {image.minimum_disk_gib} GiB; {what.disk_gib} GiB were asked for"
@@ -152,25 +169,29 @@ def _size_problems(command: Command, policy: Policy, what: Asked) -> List[Proble
 def _left(policy: Policy, records: Sequence[VmRecord], room: HostRoom) -> _Room:
     alive = [record.spec for record in records if record.outcome is None and not record.closed]
     promised_gib = sum(record.spec.disk_gib for record in records if not record.closed)
+    overhead_mib = max(policy.memory_overhead_mib, room.memory_overhead_mib)
+    promised_mib = sum(spec.memory_mib + overhead_mib for spec in alive)
     return _Room(
         cores=math.floor(room.cores * policy.cpu_overcommit + 1e-9) - sum(spec.cores for spec in alive),
-        memory_mib=room.memory_mib - policy.reserved_memory_mib - sum(spec.memory_mib for spec in alive),
+        memory_mib=room.memory_mib - policy.reserved_memory_mib - promised_mib,
         disk_gib=room.disk_free_gib + room.disk_written_gib - policy.disk_floor_gib - promised_gib,
+        overhead_mib=overhead_mib,
     )
 
 
 def _lacking(what: Asked, times: int, left: _Room, room: HostRoom) -> List[Problem]:
     """Everything that is too little for `times` such VMs; one VM never has more cores than the host."""
     cores_free = min(left.cores, room.cores) if times == 1 or what.cores > room.cores else left.cores
+    beside = f" (QEMU's {left.overhead_mib} for each included)" if left.overhead_mib else ""
     rows = (
-        ("cores", what.cores, cores_free),
-        ("memory_mib", what.memory_mib, left.memory_mib),
-        ("disk_gib", what.disk_gib, left.disk_gib),
+        ("cores", what.cores, cores_free, ""),
+        ("memory_mib", what.memory_mib + left.overhead_mib, left.memory_mib, beside),
+        ("disk_gib", what.disk_gib, left.disk_gib, ""),
     )
     return [
-        Problem("no-capacity", f"{name}: {each * times} needed, {max(free, 0)} free on this host",
+        Problem("no-capacity", f"{name}: {each * times} needed{note}, {max(free, 0)} free on this host",
                 path=what.path(name), resource=name, needed=each * times, free=max(free, 0))
-        for name, each, free in rows
+        for name, each, free, note in rows
         if each * times > free
     ]  # fmt: skip
 
@@ -217,9 +238,9 @@ def _member(
         cores=what.cores,
         memory_mib=what.memory_mib,
         disk_gib=what.disk_gib,
-        cpu_cap_core_percent=what.cpu_cap_core_percent,
         image=ImageRef(image.id, image.sha512, image.format),
         interfaces=addresses.interfaces(vm, args.get("networks", ()), policy, held),
+        limits=what.limits,
         owner=start.owner,
         controller=command.signer.subject,
         command=command.id,

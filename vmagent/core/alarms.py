@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import FrozenSet, List, Mapping, Tuple
 
+from vmagent.core import proof
 from vmagent.core.model import Observed, Seen, VmRecord
 from vmagent.core.transitions import Facts, Step
 
@@ -21,7 +22,8 @@ ALARMS: Mapping[str, str] = {
     "ran-unproven": "found running before its limits were proven: paused until they are",
     "cpu-drift": "its CPU limit was not as wanted while it ran: set again",
     "cpu-unseen": "its CPU limit cannot be read back while it runs",
-    "witness-drift": "the counters of its network were gone: made again",
+    "disk-io-drift": "its disk limits were not as wanted while it ran: set again",
+    "memory-drift": "its memory is not what was agreed, and cannot be changed while it runs",
     "process-left": "libvirt says it is off, but a QEMU with its uuid is alive",
 }
 """What a Note's kind can be, and what it means in words."""
@@ -54,25 +56,26 @@ def alarms(record: VmRecord, observed: Observed, facts: Facts, following: Step) 
 
 def _running(record: VmRecord, observed: Observed, facts: Facts, following: Step) -> List[Tuple[str, bool]]:
     held = following in (Step.HOLD, Step.SHUTDOWN)
+    asked = record.journal.limits_before is not None  # vm.limits: what differs is what is being changed
+    differs = {one.what for one in proof.drift(record.spec, observed)} if held and not asked else set()
     readable = observed.domain.cpu is not None
     return [
         ("started-by-others", following is Step.DESTROY and (facts.ended or facts.unproven)),
         ("ran-unproven", following is Step.PAUSE and facts.unproven),
-        ("cpu-drift", held and readable and not facts.proven),
-        ("cpu-unseen", held and not readable and not facts.proven),
-        # One repair at a time, and this one is made when it is first told: the limit goes first.
-        ("witness-drift", following is Step.HOLD and unwatched(record, observed) and (facts.proven or not readable)),
+        ("cpu-drift", bool(differs & {"cpu", "weight"}) and readable),
+        ("cpu-unseen", "cpu" in differs and not readable),
+        ("disk-io-drift", "disk-io" in differs),
+        ("memory-drift", "memory" in differs),
     ]
 
 
-def unwatched(record: VmRecord, observed: Observed) -> bool:
-    """Whether counters that are still needed are gone: they matter until the guest was seen to speak."""
-    waiting = record.journal.ready_at is None and bool(record.spec.interfaces)
-    return waiting and "witness" not in observed.leftovers
-
-
 def fresh_notes(before: VmRecord, raised: FrozenSet[str], observed: Observed) -> Tuple[Note, ...]:
-    """What is to be told now: raised, and not told yet."""
-    reason = observed.domain.reason
-    tail = f" ({reason})" if reason else ""
-    return tuple(Note(kind, ALARMS[kind] + tail) for kind in sorted(raised - set(before.journal.alarms)))
+    """What is to be told now: raised, and not told yet; a limit that drifted with what was found instead."""
+    return tuple(_note(kind, before, observed) for kind in sorted(raised - set(before.journal.alarms)))
+
+
+def _note(kind: str, record: VmRecord, observed: Observed) -> Note:
+    subject, _, drifted = kind.rpartition("-")
+    found = [one.found for one in proof.drift(record.spec, observed) if drifted == "drift" and one.what == subject]
+    tail = "; ".join(found) or observed.domain.reason
+    return Note(kind, ALARMS[kind] + (f" ({tail})" if tail else ""))

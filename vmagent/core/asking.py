@@ -1,16 +1,17 @@
-"""What a person may ask with a start or a selector, as a table: one source for both command lines.
+"""What a person may ask with a start, new limits or a selector, as tables: one source for both command lines.
 
-`START` and `SELECTOR` feed the parsers of `vmagentctl` and `vmagent-site`; `start_args` and `selector_args` turn
-what was parsed into the `args` of PROTOCOL 3.  Whether they fit is decided by the agent's schemas, not here.
+`START`, `LIMITS` and `SELECTOR` feed the parsers of `vmagentctl` and `vmagent-site`; `start_args`, `limits_args` and
+`selector_args` turn what was parsed into the `args` of PROTOCOL 3.  Whether they fit is decided by the agent's schemas,
+not here.  Bandwidth and rules on a command line are those of every interface; who needs more writes JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterable, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
 
-from vmagent.core import duration
+from vmagent.core import duration, rates
 from vmagent.errors import Problem
 
 
@@ -28,9 +29,41 @@ def network(text: str) -> Dict[str, Any]:
     return asked
 
 
+def rule(action: str) -> Callable[[str], Dict[str, Any]]:
+    """Reads `tcp`, `tcp:22,80-90`, `udp:53@192.0.2.0/24`, `any@2001:db8::/32` as a rule.  ValueError."""
+
+    def read(text: str) -> Dict[str, Any]:
+        head, _, cidr = text.partition("@")
+        protocol, colon, ports = head.partition(":")
+        if protocol not in PROTOCOLS or bool(colon) != bool(ports) or ("@" in text and not cidr):
+            raise ValueError(f"a rule is PROTOCOL[:PORT,FIRST-LAST,...][@PREFIX]; PROTOCOL: {', '.join(PROTOCOLS)}")
+        asked: Dict[str, Any] = {"action": action, "protocol": protocol}
+        if ports:
+            asked["ports"] = [int(one) if one.isdecimal() and one.isascii() else one for one in ports.split(",")]
+        if cidr:
+            asked["cidr"] = cidr
+        return asked
+
+    return read
+
+
+def or_default(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """What `read` reads, or the word `default`: back to what the site gives."""
+    return lambda text: BACK if text == "default" else read(text)
+
+
+PROTOCOLS = ("tcp", "udp", "icmp", "icmpv6", "any")
+BACK = object()
+"""What the word `default` reads as: null on the wire, which None, an option not given, is not."""
+
+
 @dataclass(frozen=True)
 class Option:
-    """One option of a command line.  read None: a switch; `many`: may be given several times."""
+    """One option of a command line.  read None: a switch; `many`: may be given several times.
+
+    within: the member of `disk_io`, or of every one of `networks`, that it gives.  kept: under this name together with
+    others, in the order in which they are given.
+    """
 
     flag: str
     member: str  # of `args`
@@ -38,11 +71,46 @@ class Option:
     shows: str
     help: str
     many: bool = False
+    within: str = ""
+    kept: str = ""
 
     @property
     def name(self) -> str:
         """The attribute under which argparse keeps it."""
-        return self.flag.lstrip("-").replace("-", "_")
+        return self.kept or self.flag.lstrip("-").replace("-", "_")
+
+
+_RULE = "PROTOCOL[:PORTS][@PREFIX]"
+RULES: Tuple[Option, ...] = tuple(
+    Option(f"--{action}-{way}", "networks", rule(action), _RULE,
+           f"{action} what comes {towards}; the first rule that matches decides; may be repeated",
+           many=True, within=direction, kept=f"rules_{way}")
+    for way, direction, towards in (("in", "inbound", "in to the guest"), ("out", "outbound", "out of the guest"))
+    for action in ("allow", "deny")
+)  # fmt: skip
+
+
+def _numbers(readable: Callable[[Callable[[str], Any]], Callable[[str], Any]], more: str) -> Tuple[Option, ...]:
+    """The limits that are numbers; `readable` refines how each is read, `more` what is shown beside."""
+    each = "of every interface" + more
+    disk = ", each disk" + more
+    return (
+        Option("--cpu-cap", "cpu_cap_core_percent", readable(int), "PERCENT",
+               f"CPU limit of the whole guest; 100 = one core{more}"),
+        Option("--cpu-weight", "cpu_weight", readable(int), "N",
+               f"its share where guests contend for the CPU; 100 is normal{more}"),
+        Option("--bandwidth-in", "networks", readable(rates.kbit), "RATE",
+               f"the most towards the guest, such as 10mbit, {each}", within="bandwidth_in_kbit"),
+        Option("--bandwidth-out", "networks", readable(rates.kbit), "RATE",
+               f"the most from the guest, {each}", within="bandwidth_out_kbit"),
+        Option("--read-bytes", "disk_io", readable(rates.bytes_per_s), "RATE",
+               f"the most that is read a second, such as 50mb{disk}", within="read_bytes_per_s"),
+        Option("--write-bytes", "disk_io", readable(rates.bytes_per_s), "RATE",
+               f"the most that is written a second{disk}", within="write_bytes_per_s"),
+        Option("--read-ops", "disk_io", readable(int), "N", f"the most reads a second{disk}", within="read_ops_per_s"),
+        Option("--write-ops", "disk_io", readable(int), "N", f"the most writes a second{disk}",
+               within="write_ops_per_s"),
+    )  # fmt: skip
 
 
 START: Tuple[Option, ...] = (
@@ -51,9 +119,10 @@ START: Tuple[Option, ...] = (
     Option("--cores", "cores", int, "N", "virtual CPUs"),
     Option("--memory-mib", "memory_mib", int, "MIB", "memory in MiB"),
     Option("--disk-gib", "disk_gib", int, "GIB", "size of the disk in GiB"),
-    Option("--cpu-cap", "cpu_cap_core_percent", int, "PERCENT", "CPU limit; 100 = one core"),
+    *_numbers(lambda read: read, ""),
     Option("--lifetime", "lifetime_s", duration.seconds, "SPAN", "agreed run time, such as 2h or 7d (required)"),
     Option("--network", "networks", network, "TYPE[=ADDRESS,...[/MAC]]", "one interface; may be repeated", many=True),
+    *RULES,
     Option("--name", "name", str, "LABEL", "a label for people"),
     Option("--tag", "tags", str, "TAG", "a tag; may be repeated", many=True),
     Option("--count", "count", int, "N", "how many VMs, alike (default 1)"),
@@ -66,6 +135,16 @@ START: Tuple[Option, ...] = (
 REQUIRED = ("image", "lifetime")
 """Names of START's options without which nothing can be asked."""
 
+LIMITS: Tuple[Option, ...] = (
+    *_numbers(or_default, "; or the word default"),
+    *RULES,
+    Option("--no-rules-in", "networks", None, "", "take its inbound rules away: all is denied", within="inbound"),
+    Option("--no-rules-out", "networks", None, "", "take its outbound rules away: all is allowed", within="outbound"),
+    Option("--on-network", "networks", str, "TYPE", "bandwidth and rules: only its interfaces on this network",
+           within="type"),
+)  # fmt: skip
+"""New limits.  Rules that are given replace all of their direction; what is not said stays as it is."""
+
 SELECTOR: Tuple[Option, ...] = (
     Option("--tagged", "tag", str, "TAG", "all VMs with this tag"),
     Option("--owned-by", "owner", str, "SUBJECT", "all VMs of this owner"),
@@ -76,8 +155,66 @@ SELECTOR: Tuple[Option, ...] = (
 
 
 def start_args(said: Mapping[str, Any]) -> Dict[str, Any]:
-    """`args` of vm.start from the options' values by name; what was not said is left to the agent's defaults."""
-    return {option.member: said[option.name] for option in START if said.get(option.name) not in (None, False)}
+    """`args` of vm.start from the options' values by name; what was not said is left to the agent's defaults.
+
+    Problem `usage`: bandwidth or rules without a network.
+    """
+    args = {option.member: said[option.name] for option in START if not option.within and _given(said, option)}
+    disk_io, of_networks = _within(said, START, "disk_io"), _within(said, START, "networks")
+    if disk_io:
+        args["disk_io"] = disk_io
+    if of_networks and "networks" not in args:
+        raise Problem("usage", "bandwidth and rules are those of an interface: give a --network too")
+    if of_networks:
+        args["networks"] = [{**network, **of_networks} for network in args["networks"]]
+    return args
+
+
+def limits_args(said: Mapping[str, Any]) -> Dict[str, Any]:
+    """`args` of vm.limits without its selector; `default` becomes null.  Problem `usage`: there is no change in it."""
+    args = {
+        option.member: _plain(said[option.name]) for option in LIMITS if not option.within and _given(said, option)
+    }
+    disk_io, of_networks = _within(said, LIMITS, "disk_io"), _within(said, LIMITS, "networks")
+    if disk_io:
+        args["disk_io"] = disk_io
+    if set(of_networks) - {"type"}:
+        args["networks"] = [of_networks]
+    elif of_networks:
+        raise Problem("usage", "--on-network chooses interfaces: say what changes on them too")
+    if not args:
+        flags = ", ".join(option.flag for option in LIMITS if option.within != "type")
+        raise Problem("usage", f"say what to change: {flags}")
+    return args
+
+
+def changes_limits(said: Mapping[str, Any]) -> bool:
+    """Whether any option of LIMITS was given: a command line without one only looks."""
+    return any(_given(said, option) for option in LIMITS)
+
+
+def _given(said: Mapping[str, Any], option: Option) -> bool:
+    return said.get(option.name) not in (None, False)
+
+
+def _plain(value: Any) -> Any:
+    return None if value is BACK else value
+
+
+def _within(said: Mapping[str, Any], table: Iterable[Option], member: str) -> Dict[str, Any]:
+    """What the options say that give members of `disk_io` or of every one of `networks`."""
+    found: Dict[str, Any] = {}
+    firewall: Dict[str, List[Any]] = {}
+    for option in table:
+        if option.member != member or not option.within or not _given(said, option):
+            continue
+        if option.within in ("inbound", "outbound"):
+            rules = [] if option.read is None else said[option.name]
+            if firewall.setdefault(option.within, rules) != rules:
+                raise Problem("usage", f"{option.flag} and rules of that direction: one of the two")
+        else:
+            found[option.within] = _plain(said[option.name])
+    return {**found, **({"firewall": firewall} if firewall else {})}
 
 
 def selector_args(said: Mapping[str, Any], vms: Tuple[str, ...]) -> Dict[str, Any]:
@@ -99,8 +236,9 @@ def add_options(
         if option.read is None:
             parser.add_argument(option.flag, action="store_true", help=option.help)
         else:
-            parser.add_argument(option.flag, type=_reader(option.read), action="append" if option.many else "store",
-                                metavar=option.shows, required=option.name in required, help=option.help)
+            parser.add_argument(option.flag, dest=option.name, type=_reader(option.read), metavar=option.shows,
+                                action="append" if option.many else "store", required=option.name in required,
+                                help=option.help)
 
 
 def _reader(read: Callable[[str], Any]) -> Callable[[str], Any]:

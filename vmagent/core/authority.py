@@ -9,7 +9,8 @@ given, so only `*` grants free sizes) and the row's own maxima beside the site's
 the signer itself, who has no VO: only `*` grants that.
 For verbs on VMs: the verb and the scope.  `own` = VMs whose controller is this signer; `vo` = VMs of owners in the
 row's VOs; `all`.  The row's maxima limit an extension too, in `lifetime_s`; an absolute `until` is then refused,
-because how much time it means is not known here.
+because how much time it means is not known here.  They limit what a vm.limits names, VM by VM, by what it comes to: a
+number taken back to the site's default must fit too.
 
 The local socket has authorised its peer by credentials: a local signer passes.
 """
@@ -21,8 +22,8 @@ import re
 from fnmatch import fnmatchcase
 from typing import List, Optional, Sequence, Tuple
 
-from vmagent.core import dn, request
-from vmagent.core.asked import Asked, asked, beyond
+from vmagent.core import dn, limits, request
+from vmagent.core.asked import Asked, asked, outside
 from vmagent.core.commands import VERBS, Command, Rdns, Signer
 from vmagent.core.model import Owner, VmRecord, VmSpec
 from vmagent.core.policy import Authority, Policy
@@ -56,6 +57,8 @@ def authorise(command: Command, policy: Policy, members: Sequence[VmRecord], spe
     elif VERBS[command.verb].selects:
         _one_row_grants(command, named, [_extend_reasons(row, command) for row in named])
         _each_member_granted(command, [row for row in named if not _extend_reasons(row, command)], members)
+    if command.verb == "vm.limits":
+        _new_limits_granted(command, named, policy, members)
 
 
 def about(row: Authority, signer: Signer) -> bool:
@@ -129,14 +132,14 @@ def _size_reasons(row: Authority, command: Command, policy: Policy, specs: Seque
     except Problem:
         return []  # a flavour that does not exist has no size; admission refuses it
     wants = dict.fromkeys([what, *(_of_spec(what, spec) for spec in specs)])
-    over = [excess for want in wants for excess in beyond(want, row.maxima)]
-    return [(excess.path, f"{excess} for this signer") for excess in over]
+    over = [one for want in wants for one in outside(want, row.maxima)]
+    return [(one.path, f"{one} for this signer") for one in over]
 
 
 def _of_spec(what: Asked, spec: VmSpec) -> Asked:
     return dataclasses.replace(
         what, cores=spec.cores, memory_mib=spec.memory_mib, disk_gib=spec.disk_gib,
-        cpu_cap_core_percent=spec.cpu_cap_core_percent, keep_s=spec.keep_s,
+        limits=spec.limits, keep_s=spec.keep_s,
     )  # fmt: skip
 
 
@@ -162,6 +165,26 @@ def _each_member_granted(command: Command, rows: Sequence[Authority], members: S
     named = [vm for vm in strange if vm in command.args.get("vms", ())][:MOST_NAMED]
     detail = f"{command.verb} refused: {len(strange)} of the {len(members)} VMs are not within this signer's scope"
     raise Problems([Problem("not-authorised", f"{detail} ({scopes})", path="args", scope=scopes, vms=named)])
+
+
+def _new_limits_granted(
+    command: Command, rows: Sequence[Authority], policy: Policy, members: Sequence[VmRecord]
+) -> None:
+    """For each VM one row that holds it in its scope and the new limits within its maxima."""
+    for record in members:
+        try:
+            change = limits.changed(command.args, record.spec, policy)
+        except Problem:
+            continue  # refused when it is applied, in other words
+        own = [row for row in rows if in_scope(row, command.signer, record)]
+        _one_row_grants(command, own, [_over(row, change, record.spec) for row in own])
+
+
+def _over(row: Authority, change: limits.Change, spec: VmSpec) -> List[_Why]:
+    if row.maxima is None:
+        return []
+    over = limits.outside(change.limits, row.maxima, spec.cores, paths=change.paths)
+    return [(one.path, f"{one} for this signer") for one in over]
 
 
 def in_scope(row: Authority, signer: Signer, record: VmRecord) -> bool:

@@ -15,12 +15,17 @@ from typing import Any, Dict, Mapping, Optional
 
 from vmagent.core.model import (
     Desired,
+    DiskIo,
+    Firewall,
     ImageRef,
     Interface,
     Journal,
+    Limits,
+    NicLimits,
     Outcome,
     Owner,
     Reason,
+    Rule,
     Tag,
     VmRecord,
     VmSpec,
@@ -70,7 +75,28 @@ def spec_from_json(raw: Mapping[str, Any]) -> VmSpec:
     members["image"] = ImageRef(**raw["image"])
     members["owner"] = Owner(**raw["owner"])
     members["interfaces"] = tuple(Interface(**_tuples(i, "addresses", "gateways", "dns")) for i in raw["interfaces"])
+    members["limits"] = limits_from_json(raw["limits"])
     return VmSpec(**members)
+
+
+def limits_from_json(raw: Mapping[str, Any]) -> Limits:
+    members = dict(raw)
+    members["disk_io"] = DiskIo(**raw.get("disk_io", {}))
+    members["nics"] = tuple(_nic(nic) for nic in raw.get("nics", ()))
+    members["sources"] = tuple((str(path), str(source)) for path, source in raw.get("sources", ()))
+    return Limits(**members)
+
+
+def _nic(raw: Mapping[str, Any]) -> NicLimits:
+    return NicLimits(**{**raw, "firewall": firewall_from_json(raw.get("firewall", {}))})
+
+
+def firewall_from_json(raw: Mapping[str, Any]) -> Firewall:
+    return Firewall(*(tuple(_rule(rule) for rule in raw.get(way, ())) for way in ("inbound", "outbound")))
+
+
+def _rule(raw: Mapping[str, Any]) -> Rule:
+    return Rule(**{**raw, "ports": tuple((int(first), int(last)) for first, last in raw.get("ports", ()))})
 
 
 def tag_from_json(raw: Mapping[str, Any]) -> Tag:
@@ -83,11 +109,18 @@ def _outcome(raw: Optional[str]) -> Optional[Outcome]:
     return None if raw is None else Outcome(raw)
 
 
+def _journal(raw: Mapping[str, Any]) -> Journal:
+    members = _tuples(raw, "warned_s", "alarms")
+    if members.get("limits_before") is not None:
+        members["limits_before"] = limits_from_json(members["limits_before"])
+    return Journal(**members)
+
+
 def record_from_json(raw: Mapping[str, Any]) -> VmRecord:
     members = dict(raw)
     members["spec"] = spec_from_json(raw["spec"])
     members["desired"] = Desired(raw["desired"])
-    members["journal"] = Journal(**_tuples(raw.get("journal", {}), "warned_s", "alarms"))
+    members["journal"] = _journal(raw.get("journal", {}))
     members["outcome"] = _outcome(raw.get("outcome"))
     members["reasons"] = tuple(Reason(**r) for r in raw.get("reasons", ()))
     members["timings_ms"] = tuple((str(name), int(ms)) for name, ms in raw.get("timings_ms", ()))

@@ -67,6 +67,7 @@ VERBS: Mapping[str, Verb] = {
         Verb("vm.pause", "stop the vCPUs of VMs; the lease goes on", selects=True),
         Verb("vm.resume", "let paused VMs run again", selects=True),
         Verb("vm.extend", "change the agreed run time of VMs", selects=True),
+        Verb("vm.limits", "change the limits of running VMs", selects=True),
         Verb("vm.query", "who runs what", selects=True, changes=False),
         Verb("host.report", "publish the whole truth again", changes=False, topic=True),
         Verb("host.drain", "refuse new VMs"),

@@ -24,8 +24,8 @@ HARDWARE_FLAGS = frozenset({"vmx", "svm"})
 class Profile:
     """What one kind of guest on one kind of host is, and what its driver can do.
 
-    cpu_cap: "quota" = period and quota per vCPU, "credit" = cap of the credit scheduler in percent of one core,
-    "none" = this driver cannot limit, so a wish with a cap is refused.
+    cpu_cap: "quota" = one period and quota for the whole guest, and shares; "credit" = cap and weight of the credit
+    scheduler, cap in percent of one core; "none" = this driver cannot limit, so a wish with a cap is refused.
     off_settles_s: how long "off" may still turn out to be a reboot (Xen shows one as an end, then a new domain id).
     """
 
@@ -43,6 +43,7 @@ class Profile:
     undefine_flags: Tuple[str, ...] = ()  # of libvirt.VIR_DOMAIN_UNDEFINE_*; () = none may be given
     disk_bus: str = "virtio"
     disk_names: Tuple[str, str] = ("vda", "vdb")  # overlay, seed
+    disk_io: bool = True  # a disk's input and output can be limited
     backing_chain: bool = True
     nic_model: str = "virtio"
     nic_mtu: bool = True
@@ -74,11 +75,13 @@ PROFILES: Mapping[str, Profile] = {
             graceful_flags=False,
             disk_bus="xen",
             disk_names=("xvda", "xvdb"),
+            disk_io=False,
             backing_chain=False,
             nic_model="",
             nic_mtu=False,
             paravirtual_devices=False,
             off_settles_s=20.0,
+            unsupported=frozenset({Do.APPLY_DISK_IO}),
         ),
         Profile(
             "xen-pv",
@@ -91,6 +94,7 @@ PROFILES: Mapping[str, Profile] = {
             graceful_flags=False,
             disk_bus="xen",
             disk_names=("xvda", "xvdb"),
+            disk_io=False,
             backing_chain=False,
             nic_model="",
             nic_mtu=False,
@@ -98,6 +102,7 @@ PROFILES: Mapping[str, Profile] = {
             bootloader="pygrub",
             paravirtual_devices=False,
             off_settles_s=20.0,
+            unsupported=frozenset({Do.APPLY_DISK_IO}),
         ),
         Profile(
             "test",
@@ -108,10 +113,11 @@ PROFILES: Mapping[str, Profile] = {
             starts_paused=False,
             graceful_flags=False,
             undefine_flags=("MANAGED_SAVE", "SNAPSHOTS_METADATA"),
+            disk_io=False,
             backing_chain=False,
             nic_mtu=False,
             paravirtual_devices=False,
-            unsupported=frozenset({Do.APPLY_CPU}),
+            unsupported=frozenset({Do.APPLY_CPU, Do.APPLY_DISK_IO}),
         ),
     )
 }

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, FrozenSet, Mapping, Tuple
 
-from vmagent.core import lease
+from vmagent.core import lease, proof
 from vmagent.core.actions import Action, Do
 from vmagent.core.model import Desired, Journal, Now, Observed, Outcome, Reason, Seen, VmRecord
 
@@ -32,7 +32,7 @@ HYPERVISOR_REASONS: Mapping[str, Tuple[Outcome, str, str]] = {
     "saved": (Outcome.KILLED, "libvirt", "saved from outside; a saved run is not restored"),
 }
 START_STEPS: FrozenSet[Do] = frozenset(
-    {Do.MAKE_OVERLAY, Do.MAKE_SEED, Do.WATCH_NETWORK, Do.DEFINE, Do.START_PAUSED, Do.APPLY_CPU}
+    {Do.MAKE_OVERLAY, Do.MAKE_SEED, Do.DEFINE, Do.START_PAUSED, *proof.REPAIRS.values()}
 )
 
 
@@ -100,13 +100,26 @@ def gave_up(record: VmRecord, action: Action, detail: str, now: Now) -> VmRecord
     """`action` was refused for good.  On the way to the first run the VM has failed; later it is told and goes on.
 
     A guest that may be running is never ended for it: its command is answered at `ready_by_s`, its lease ends it.
+    Limits that cannot be put in force are taken back, all of them: what held before is wished for again.
     """
     record = because(record, "agent", f"{action.do.value}: {detail}", now)
+    if record.journal.limits_before is not None and action.do in proof.REPAIRS.values():
+        return taken_back(record)
     unwanted = record.outcome is not None or record.desired in (Desired.STOP, Desired.ABSENT)
     if action.do not in START_STEPS or unwanted or record.journal.may_have_run:
         return record
     record = dataclasses.replace(record, desired=Desired.ABSENT, outcome=Outcome.FAILED)
     return journaled(record, end_cause="start", ended_at=now.at, ended_boot=now.boot_id)
+
+
+def taken_back(record: VmRecord) -> VmRecord:
+    """The limits of the last vm.limits could not be put in force: those before it are the wish again."""
+    before = record.journal.limits_before
+    if before is None:
+        return record
+    spec = dataclasses.replace(record.spec, limits=before)
+    record = dataclasses.replace(record, spec=spec, generation=record.generation + 1)
+    return journaled(record, limits_before=None, limits_since=0)
 
 
 def rolled_back(record: VmRecord, why: str, now: Now) -> VmRecord:

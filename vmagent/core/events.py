@@ -10,12 +10,10 @@ from __future__ import annotations
 import copy
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
-from vmagent.core import codec, lease, walltime
+from vmagent.core import codec, lease, limitviews, walltime
 from vmagent.core.changes import Epoch, OutboxRow
 from vmagent.core.drivers import PROFILES
-from vmagent.core.limits import cpu_holds, cpu_limit
 from vmagent.core.model import (
-    CpuLimit,
     Desired,
     ForeignSeen,
     HypervisorInfo,
@@ -44,8 +42,22 @@ VOLATILE: Tuple[Tuple[str, ...], ...] = (
     ("observed_at",),
     ("age_s",),
     ("lease", "used_s"),
-    ("limits", "proven", "cpu", "proven_at"),
+    *(("limits", "proven", name, "proven_at") for name in limitviews.PROVEN),
 )
+PROVING: Tuple[Tuple[str, ...], ...] = (("limits", "proven"), ("limits", "drift"))
+"""Left out of the digest as well while a VM starts: its limits are proven one by one, and only the end is news."""
+
+HELD: Mapping[str, str] = {
+    "firewall-drift": "its rules in nftables were not as wanted while it ran",
+    "bandwidth-drift": "its bandwidth limits were not as wanted while it ran",
+    "port-drift": "the guard of its bridge port was off while it ran",
+    "isolated": "its limits could not be restored: its interfaces are down",
+    "rejoined": "its limits are proven again: its interfaces are up",
+    "spoofed": "it sent frames with addresses that are not its own: dropped",
+    "capped": "it opened more connections than it may, or to more destinations: dropped",
+}
+"""Kinds of security.alert about the network limits of running VMs, and what they mean in words."""
+
 ROOT_DISKS = frozenset(profile.disk_names[0] for profile in PROFILES.values())
 
 
@@ -128,7 +140,7 @@ def vm_state(record: VmRecord, observed: Observed, now: Now, policy: Policy) -> 
         "outcome": record.outcome.value if record.outcome else None,
         "closed": record.closed,
         "lease": _lease(record, now),
-        "limits": _limits(spec, observed, now),
+        "limits": limits(spec, observed, now),
         "timings_ms": dict(record.timings_ms),
         "alarms": list(record.journal.alarms),
     }
@@ -148,7 +160,7 @@ def _asked(spec: VmSpec) -> Dict[str, Any]:
         "cores": spec.cores,
         "memory_mib": spec.memory_mib,
         "disk_gib": spec.disk_gib,
-        "cpu_cap_core_percent": spec.cpu_cap_core_percent,
+        "cpu_cap_core_percent": spec.limits.cpu_cap_core_percent,
         "interfaces": [
             {"mac": i.mac, "addresses": list(i.addresses), "network": i.network, "device": i.device}
             for i in spec.interfaces
@@ -180,23 +192,20 @@ def _lease(record: VmRecord, now: Now) -> Dict[str, Any]:
     }
 
 
-def _limits(spec: VmSpec, observed: Observed, now: Now) -> Dict[str, Any]:
-    """What was asked of the kernel, and what was read back from it and when."""
-    domain = observed.domain
-    proven: Dict[str, Any] = {}
-    if domain.cpu is not None and cpu_holds(spec, domain.cpu):
-        proven["cpu"] = {**_cpu(domain.cpu), "proven_at": _ago(domain.at, now)}
-    return {"wanted": {"cpu": _cpu(cpu_limit(spec))}, "proven": proven}
-
-
-def _cpu(limit: CpuLimit) -> Dict[str, int]:
-    return {"period_us": limit.period_us, "quota_us": limit.quota_us}
+def limits(spec: VmSpec, observed: Observed, now: Now) -> Dict[str, Any]:
+    """`limits` of vm.state: what is wanted, what was read back as wanted and when, and what differs."""
+    drift = limitviews.drift(spec, observed)
+    proven = {
+        name: {**value, "proven_at": _ago(limitviews.seen_at(name, observed), now)}
+        for name, value in limitviews.proven(spec, observed, drift).items()
+    }
+    return {"wanted": limitviews.wanted(spec), "proven": proven, "drift": codec.plain(drift)}
 
 
 def state_digest(data: Mapping[str, Any]) -> str:
     """SHA-256 of a vm.state without what changes by itself."""
     kept = copy.deepcopy(dict(data))
-    for path in VOLATILE:
+    for path in (*VOLATILE, *(PROVING if kept.get("phase") == Phase.STARTING.value else ())):
         _drop(kept, path)
     return codec.digest(kept)
 
@@ -246,7 +255,7 @@ def host_state(
     """The `data` of host.state.
 
     degraded: part -> why; commands: schemas accepted ("vm.start/1"); security: "signed" | "broker";
-    certificates: file -> whole days left; capabilities: what this host's driver can really do (core/drivers.py).
+    certificates: file -> whole days left; capabilities: what this host can enforce (limitviews.capabilities).
     """
     return {
         "site": policy.site,
@@ -294,7 +303,9 @@ def host_snapshot(
 
 
 def security_alert(*, kind: str, detail: str, now: Now, **fields: Any) -> Dict[str, Any]:
-    """The `data` of security.alert; `fields` as the kind has them: vm, who, command, problem, count."""
+    """The `data` of security.alert; `fields` as the kind has them: vm, who, command, problem, count;
+    of HELD: vm, devices, found (in words, one for each difference), count (frames), repaired.
+    """
     return {"kind": kind, "detail": detail, "at": now.wall, **codec.plain(fields)}
 
 

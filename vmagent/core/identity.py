@@ -29,6 +29,13 @@ def device_name(instance: str, vm: str, index: int) -> str:
     return instance + text[:DEVICE_CHARACTERS]
 
 
+def shaper_name(device: str) -> str:
+    """The interface on which the outbound traffic of `device` is shaped: of ours as well, and of the same shape."""
+    digest = hashlib.sha256(f"{device}/shaper".encode("ascii")).digest()
+    text = base64.b32encode(digest).decode("ascii").lower()
+    return device[:-DEVICE_CHARACTERS] + text[:DEVICE_CHARACTERS]
+
+
 def mac_address(vm: str, index: int) -> str:
     """Locally administered, unicast, first octet 02 to 3e: never 52 (libvirt's own), never fe (libvirt refuses it)."""
     octets = bytearray(_digest(vm, index)[-6:])

@@ -11,6 +11,43 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import FrozenSet, Mapping, Optional, Tuple
 
+from vmagent.core.limitmodel import (
+    CgroupSeen as CgroupSeen,
+)
+from vmagent.core.limitmodel import (
+    CpuLimit as CpuLimit,
+)
+from vmagent.core.limitmodel import (
+    DiskIo as DiskIo,
+)
+from vmagent.core.limitmodel import (
+    Drift as Drift,
+)
+from vmagent.core.limitmodel import (
+    Firewall as Firewall,
+)
+from vmagent.core.limitmodel import (
+    FirewallInfo as FirewallInfo,
+)
+from vmagent.core.limitmodel import (
+    Limits as Limits,
+)
+from vmagent.core.limitmodel import (
+    NetworkSeen as NetworkSeen,
+)
+from vmagent.core.limitmodel import (
+    NicCounters as NicCounters,
+)
+from vmagent.core.limitmodel import (
+    NicLimits as NicLimits,
+)
+from vmagent.core.limitmodel import (
+    Rule as Rule,
+)
+from vmagent.core.limitmodel import (
+    ShaperInfo as ShaperInfo,
+)
+
 
 class Desired(str, Enum):
     """What the controller wants (DESIGN 6, rows)."""
@@ -108,9 +145,9 @@ class VmSpec:
     cores: int
     memory_mib: int
     disk_gib: int
-    cpu_cap_core_percent: Optional[int]  # None = no cap
     image: ImageRef
     interfaces: Tuple[Interface, ...]
+    limits: Limits
     owner: Owner
     controller: str  # the signer's subject, RFC 4514; "local:<user>" on the socket
     command: str  # id of the vm.start command
@@ -157,6 +194,9 @@ class Journal:
     reboot_done: int = 0  # committed before the reboot call: at most once
     warned_s: Tuple[int, ...] = ()  # lease warnings already published (seconds before the end)
     alarms: Tuple[str, ...] = ()  # conditions told and not over yet, so that each is told once (plan.py)
+    # vm.limits is all or nothing per VM: what held before, until the new limits are proven (limits_since: generation).
+    limits_before: Optional[Limits] = None
+    limits_since: int = 0
 
 
 @dataclass(frozen=True)
@@ -201,14 +241,6 @@ class Tag:
 
 
 @dataclass(frozen=True)
-class CpuLimit:
-    """A CPU cap as libvirt holds it, in microseconds per period; quota -1 = none."""
-
-    period_us: int
-    quota_us: int
-
-
-@dataclass(frozen=True)
 class DomainSeen:
     """What libvirt said about one of our domains, by calls that never enter the QEMU monitor."""
 
@@ -218,7 +250,12 @@ class DomainSeen:
     at: float = 0.0  # boot time of the observation
     tag: Optional[Tag] = None
     name: str = ""
-    cpu: Optional[CpuLimit] = None  # read back from the live domain; None when not running
+    cpu: Optional[CpuLimit] = None  # of the whole guest, read back from the live domain; None when not running
+    weight: Optional[int] = None  # relative to 100; None when not running or not to be read
+    memory_mib: Optional[int] = None  # read back: what it has now ...
+    memory_max_mib: Optional[int] = None  # ... and what it could grow to
+    disk_io: Optional[DiskIo] = None  # the same on each disk; None when not running or not to be read
+    cpu_by: str = ""  # "quota": the cgroup must agree; "credit": the hypervisor alone; "none" | "": no cap here
     devices: Tuple[str, ...] = ()  # host-side interface names in the live domain
     disks: Tuple[str, ...] = ()  # target names of the disks in the domain ("vda", ...)
 
@@ -248,8 +285,10 @@ class Observed:
 
     domain: DomainSeen
     missing_twice: bool = False  # MISSING in two observations of a healthy connection
-    leftovers: FrozenSet[str] = frozenset()  # of "overlay", "seed", "witness", "interface", "process"
+    leftovers: FrozenSet[str] = frozenset()  # of "overlay", "seed", "firewall", "shaper", "interface", "process"
     network_seen: Tuple[str, ...] = ()  # devices on which a frame with an assigned source address came in
+    network: Optional[NetworkSeen] = None  # None = not looked at: proves nothing
+    cgroup: Optional[CgroupSeen] = None  # None = there is none, or it cannot be read
 
 
 @dataclass(frozen=True)
@@ -277,4 +316,5 @@ class HypervisorInfo:
     since: float  # boot time of the last change of `connected`
     why: str = ""  # why this domain type was chosen, or why the connection is away
     cpu_caps: bool = True  # False = this driver cannot limit a guest's CPU: a wish with a cap is refused
+    disk_io: bool = True  # False = it cannot limit a disk's input and output
     startable: bool = True  # False = no guest may be started here; `why` tells

@@ -4,7 +4,7 @@ The journal law: `Plan.record` is committed before `Plan.action` is performed, a
 crash between the two, or after both, needs nothing but another look and another plan.  Planning again from the
 committed record and the same observation gives the same action and leaves the record alone.  Three effects are counted
 instead, so that they are not repeated: an ACPI request (the next is due 10 s later), a reboot (at most once) and the
-renewal of the frame counters under a live guest (without it the guest is ready a little early or late, no more).
+renewal of the frame counters before a resume (without it the guest is ready a little early, no more).
 
 A pause has three journals (`paused_by`).  "start": not proven; such a guest found RUNNING was let run by somebody else
 and is paused again.  "command": a controller's pause; before its resume the frame counters are watched anew, because
@@ -18,14 +18,14 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Callable, Dict, Optional, Tuple
 
-from vmagent.core import lease
+from vmagent.core import lease, proof
 from vmagent.core.actions import Action, Do
-from vmagent.core.alarms import Note, alarms, fresh_notes, unwatched
+from vmagent.core.alarms import Note, alarms, fresh_notes
 from vmagent.core.ending import because, begin_stop, begun, ended, gave_up, journaled, rebooted, rolled_back
 from vmagent.core.events import is_ready
-from vmagent.core.limits import cpu_holds, cpu_limit
 from vmagent.core.model import Desired, Now, Observed, Seen, Tag, VmRecord
 from vmagent.core.policy import Policy
+from vmagent.core.quota import cpu_limit
 from vmagent.core.transitions import Facts, Step, step
 
 __all__ = ["Note", "Plan", "gave_up", "plan", "rolled_back", "tag_of"]
@@ -60,7 +60,7 @@ class _Case:
     def act(self, do: Do, record: Optional[VmRecord] = None) -> _Done:
         record = record or self.record
         tagged = do in (Do.DEFINE, Do.RESUME, Do.WRITE_TAG)
-        limited = do in (Do.DEFINE, Do.APPLY_CPU)
+        limited = do in (Do.DEFINE, Do.APPLY_CPU, Do.TELL_SYSTEMD)
         tag = tag_of(record, self.policy.instance) if tagged else None
         return record, Action(do, record.spec, tag, cpu_limit(record.spec) if limited else None)
 
@@ -95,13 +95,15 @@ def plan(record: VmRecord, observed: Observed, now: Now, policy: Policy) -> Plan
     record, action = _HANDLERS[following](_Case(record, observed, now, policy, facts))
     record = journaled(record, alarms=tuple(sorted(raised)))
     notes = fresh_notes(before, raised, observed)
-    return Plan(record, action, _wake_at(record, observed, now, policy), warnings, notes)
+    soon = following is Step.PROVE and action is None
+    return Plan(record, action, _wake_at(record, observed, now, policy, soon), warnings, notes)
 
 
-def _wake_at(record: VmRecord, observed: Observed, now: Now, policy: Policy) -> Optional[float]:
+def _wake_at(record: VmRecord, observed: Observed, now: Now, policy: Policy, soon: bool) -> Optional[float]:
     at = lease.wake_at(record, now, policy)
     once = observed.domain.seen is Seen.MISSING and not observed.missing_twice and not record.closed
-    return min(now.at + lease.LOOK_AGAIN_S, now.at + lease.LOOK_AGAIN_S if at is None else at) if once else at
+    again = now.at + lease.LOOK_AGAIN_S
+    return min(again, again if at is None else at) if once or soon else at
 
 
 # -- what changes in the wish before any step is chosen
@@ -144,6 +146,9 @@ def _seen(record: VmRecord, observed: Observed, now: Now) -> VmRecord:
     """What the observation itself settles in the journal."""
     if record.outcome is not None:
         return record
+    live = observed.domain.seen in (Seen.RUNNING, Seen.PAUSED)
+    if record.journal.limits_before is not None and live and not proof.drift(record.spec, observed):
+        record = journaled(record, limits_before=None)
     if record.journal.may_have_run and observed.domain.seen in LIVE:
         record = begun(record, now)  # a record out of a restored store may not know when: every VM has a lease
     if observed.domain.seen is not Seen.RUNNING:
@@ -166,7 +171,7 @@ def _facts(record: VmRecord, observed: Observed, now: Now) -> Facts:
         process="process" in observed.leftovers,
         unproven=not journal.may_have_run or journal.paused_by == "start",
         paused_by_us=journal.paused_by != "" and domain.reason in RESUMABLE,
-        proven=cpu_holds(record.spec, domain.cpu),
+        proven=not proof.drift(record.spec, observed),
         io_error=domain.reason in BROKEN,
         grace_over=lease.grace_over(record, now),
         left=bool(observed.leftovers - {"process"}),
@@ -182,14 +187,14 @@ def _nothing(case: _Case) -> _Done:
 
 
 def _prepared(case: _Case, then: Callable[[_Case], _Done]) -> _Done:
-    """Overlay, seed and counters exist before the domain does and before it starts."""
+    """Overlay, seed and firewall exist before the domain does and before it starts."""
     left = case.observed.leftovers
     if "overlay" not in left:
         return case.act(Do.MAKE_OVERLAY)
     if "seed" not in left:
         return case.act(Do.MAKE_SEED)
-    if "witness" not in left and case.record.spec.interfaces:
-        return case.act(Do.WATCH_NETWORK)
+    if "firewall" not in left and case.record.spec.interfaces:
+        return case.act(Do.APPLY_FIREWALL)
     return then(case)
 
 
@@ -213,6 +218,18 @@ def _resume(case: _Case) -> _Done:
     return case.act(Do.RESUME, record)
 
 
+def _prove(case: _Case) -> _Done:
+    """Paused by us, and a limit is not as wanted: mend it; what cannot be mended does not run."""
+    mended = proof.mended(case.record.spec, case.observed)
+    if mended is not None:
+        return case.act(mended)
+    beyond = [one for one in proof.drift(case.record.spec, case.observed) if one.what != "network"]
+    if not beyond:
+        return case.record, None  # the network was not read back yet
+    why = f"{beyond[0].what} {beyond[0].device} cannot be proven: {beyond[0].found}".replace("  ", " ")
+    return begin_stop(case.record, "start", 0, case.now, why), None
+
+
 def _pause(case: _Case) -> _Done:
     record = case.record
     if case.facts.unproven:
@@ -223,8 +240,8 @@ def _pause(case: _Case) -> _Done:
 
 
 def _hold(case: _Case) -> _Done:
-    """What a running guest may need: its limit, its counters, its tag, the reboot it is owed."""
-    mended = _mend(case)
+    """What a running guest may need: its limits, its tag, the reboot it is owed."""
+    mended = proof.mended(case.record.spec, case.observed)
     if mended is not None:
         return case.act(mended)
     journal = case.record.journal
@@ -233,19 +250,12 @@ def _hold(case: _Case) -> _Done:
     return _rest(case)
 
 
-def _mend(case: _Case) -> Optional[Do]:
-    domain = case.observed.domain
-    if domain.cpu is not None and not case.facts.proven:
-        return Do.APPLY_CPU
-    begins = "witness-drift" not in case.record.journal.alarms
-    if begins and unwatched(case.record, case.observed):
-        return Do.WATCH_NETWORK
-    return None
-
-
 def _rest(case: _Case) -> _Done:
     """A live domain's tag follows the wish, or a lost store would be rebuilt from an old one."""
     domain = case.observed.domain
+    mended = proof.mended(case.record.spec, case.observed)
+    if mended is not None and case.record.journal.limits_before is not None and domain.seen is Seen.PAUSED:
+        return case.act(mended)
     stale = domain.tag is not None and _stale(domain.tag, tag_of(case.record, case.policy.instance))
     return case.act(Do.WRITE_TAG) if stale and domain.seen in LIVE else (case.record, None)
 
@@ -262,8 +272,8 @@ def _shutdown(case: _Case) -> _Done:
     journal = case.record.journal
     if case.now.at >= lease.shutdown_at(journal):
         return case.act(Do.SHUTDOWN, journaled(case.record, shutdowns=lease.shutdowns_by(journal, case.now)))
-    drifted = case.observed.domain.cpu is not None and not case.facts.proven
-    return case.act(Do.APPLY_CPU) if drifted else (case.record, None)
+    mended = proof.mended(case.record.spec, case.observed)
+    return case.act(mended) if mended is not None else (case.record, None)
 
 
 def _destroy(case: _Case) -> _Done:
@@ -275,12 +285,14 @@ def _destroy(case: _Case) -> _Done:
 
 
 def _clean_up(case: _Case) -> _Done:
-    """Files first, then the counters once no interface is left that they guard; interfaces go by themselves."""
+    """Files first, then the firewall once no interface is left that it guards; interfaces go by themselves."""
     left = case.observed.leftovers
     if left & {"overlay", "seed"}:
         return case.act(Do.CLEAN_UP)
-    if "witness" in left and "interface" not in left:
-        return case.act(Do.UNWATCH_NETWORK)
+    if "shaper" in left:
+        return case.act(Do.UNSHAPE)
+    if "firewall" in left and "interface" not in left:
+        return case.act(Do.REMOVE_FIREWALL)
     return case.record, None
 
 
@@ -301,7 +313,7 @@ _HANDLERS: Dict[Step, Callable[[_Case], _Done]] = {
     Step.START: _start,
     Step.DISCARD: _simply(Do.DISCARD_SAVED),
     Step.HOLD: _hold,
-    Step.PROVE: _simply(Do.APPLY_CPU),
+    Step.PROVE: _prove,
     Step.RESUME: _resume,
     Step.PAUSE: _pause,
     Step.SHUTDOWN: _shutdown,

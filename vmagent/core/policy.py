@@ -5,15 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Mapping, Optional, Tuple
 
+from vmagent.core.model import Firewall
+
 
 @dataclass(frozen=True)
 class Flavour:
-    """A named size."""
+    """A named size.  None = the site's default."""
 
     cores: int
     memory_mib: int
     disk_gib: int
     cpu_cap_core_percent: Optional[int] = None
+    cpu_weight: Optional[int] = None
+    bandwidth_in_kbit: Optional[int] = None  # of each interface
+    bandwidth_out_kbit: Optional[int] = None
+    disk_read_bytes_per_s: Optional[int] = None  # of each disk
+    disk_write_bytes_per_s: Optional[int] = None
+    disk_read_ops_per_s: Optional[int] = None
+    disk_write_ops_per_s: Optional[int] = None
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,7 @@ class NetworkType:
     addressing: "controller" (the command names the addresses) | "host-pool" (ranges exclusive to this host)
     | "slaac-eui64" (IPv6 from the prefix and the MAC).
     subnets: "192.0.2.0/24", "2001:db8::/64"; pools: "192.0.2.100-192.0.2.150"; gateways: at most one per family.
+    new_connections_per_s, destinations_per_minute: what a guest may open from here; None = not capped.
     """
 
     name: str
@@ -33,18 +43,78 @@ class NetworkType:
     gateways: Tuple[str, ...] = ()
     dns: Tuple[str, ...] = ()
     mtu: int = 1500
+    new_connections_per_s: Optional[int] = None
+    destinations_per_minute: Optional[int] = None
+
+
+PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", "fe80::/10")
+"""RFC 1918, unique local (RFC 4193), and link-local of IPv6."""
+
+
+@dataclass(frozen=True)
+class SiteFirewall:
+    """What no guest's own rules can override.
+
+    rules: before every guest's own, in both directions, also before replies; local: prefixes counted as site-local.
+    on_failure: what becomes of a running guest whose network limits cannot be restored: "isolate" | "report".
+    """
+
+    rules: Firewall = Firewall()
+    local: Tuple[str, ...] = PRIVATE
+    on_failure: str = "isolate"
 
 
 @dataclass(frozen=True)
 class Maxima:
-    """The most one VM (or, `count`, one command) may ask for."""
+    """The most one VM (or, `count`, one command) may ask for.
+
+    From cpu_cap_core_percent on, None = a VM may go without such a limit; a number = every VM has one, not above it.
+    """
 
     cores: int
     memory_mib: int
     disk_gib: int
     lifetime_s: int
     count: int
-    cpu_cap_core_percent: Optional[int] = None  # None = a VM may go without a cap
+    cpu_cap_core_percent: Optional[int] = None
+    cpu_weight: Optional[int] = None
+    bandwidth_in_kbit: Optional[int] = None  # of each interface
+    bandwidth_out_kbit: Optional[int] = None
+    disk_read_bytes_per_s: Optional[int] = None  # of each disk
+    disk_write_bytes_per_s: Optional[int] = None
+    disk_read_ops_per_s: Optional[int] = None
+    disk_write_ops_per_s: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class Minima:
+    """The least; None = as little as the schema takes."""
+
+    cores: Optional[int] = None
+    memory_mib: Optional[int] = None
+    disk_gib: Optional[int] = None
+    cpu_cap_core_percent: Optional[int] = None
+    cpu_weight: Optional[int] = None
+    bandwidth_in_kbit: Optional[int] = None
+    bandwidth_out_kbit: Optional[int] = None
+    disk_read_bytes_per_s: Optional[int] = None
+    disk_write_bytes_per_s: Optional[int] = None
+    disk_read_ops_per_s: Optional[int] = None
+    disk_write_ops_per_s: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a VM gets where neither its request nor its flavour says anything; None = the maximum, if there is one."""
+
+    cpu_cap_core_percent: Optional[int] = None
+    cpu_weight: int = 100
+    bandwidth_in_kbit: Optional[int] = None
+    bandwidth_out_kbit: Optional[int] = None
+    disk_read_bytes_per_s: Optional[int] = None
+    disk_write_bytes_per_s: Optional[int] = None
+    disk_read_ops_per_s: Optional[int] = None
+    disk_write_ops_per_s: Optional[int] = None
 
 
 @dataclass(frozen=True)
@@ -95,3 +165,7 @@ class Policy:
     grace_s: int = 60
     warn_before_s: Tuple[int, ...] = (3600, 600, 60)
     clock_skew_s: int = 300
+    firewall: SiteFirewall = SiteFirewall()
+    minima: Minima = Minima()
+    defaults: Defaults = Defaults()
+    memory_overhead_mib: int = 64  # that QEMU takes beside the guest's own, at least

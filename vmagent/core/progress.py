@@ -89,6 +89,18 @@ def _reboot(record: VmRecord, phase: Phase, now: Now) -> Judgement:
     return _over(record) if record.outcome is not None else PENDING
 
 
+def _limits(record: VmRecord, phase: Phase, now: Now) -> Judgement:
+    """The planner clears limits_before: once all is proven, or together with limits_since when it takes them back."""
+    if record.outcome is not None:
+        return _over(record)
+    if record.journal.limits_before is not None:
+        return PENDING
+    if record.journal.limits_since:
+        return DONE
+    why = record.reasons[-1].why if record.reasons else "nobody told"
+    return _failed("limits-not-applied", f"the limits before it hold again: {why}")
+
+
 def _at_once(record: VmRecord, phase: Phase, now: Now) -> Judgement:
     return DONE
 
@@ -101,6 +113,7 @@ JUDGES: Mapping[str, Callable[[VmRecord, Phase, Now], Judgement]] = {
     "vm.resume": _resume,
     "vm.reboot": _reboot,
     "vm.extend": _at_once,
+    "vm.limits": _limits,
 }
 """Verbs whose effect takes time; every other verb is done at its commit."""
 

@@ -13,12 +13,12 @@ import dataclasses
 import math
 from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
-from vmagent.core import dn, lease, walltime
+from vmagent.core import dn, lease, limits, walltime
 from vmagent.core.commands import VERBS, Command
 from vmagent.core.ending import REASONS_KEPT, journaled
 from vmagent.core.model import Desired, Now, Reason, VmRecord
 from vmagent.core.policy import Policy
-from vmagent.errors import Problem
+from vmagent.errors import Problem, Problems
 
 MOST_NAMED = 20
 
@@ -82,7 +82,7 @@ def apply(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmRec
     """The wish after this command; VERBS says which verbs change one.
 
     Problems: `ended`, `stopping`, `generation` (with `current`), `superseded`, `lifetime` (with `used_s`),
-    `over-limit`; each names its `vm`.
+    `over-limit`, `under-limit`, `rule`, `unknown-network`; each names its `vm`.
     """
     _in_order(command, record)
     record = dataclasses.replace(record, generation=record.generation + 1)
@@ -171,6 +171,21 @@ def _extend(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmR
     return dataclasses.replace(record, lifetime_s=lifetime_s)
 
 
+def _limits(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmRecord:
+    """All or nothing: what held before is kept until the planner has proven the new limits, or has taken them back.
+
+    Proven: limits_before None, limits_since this generation.  Taken back: limits_before None, limits_since 0.
+    """
+    _alive(record)
+    try:
+        wanted = limits.changed(command.args, record.spec, policy).limits
+    except Problems as found:
+        raise Problems([_refused(record, one.type, one.detail, **one.fields) for one in found.problems]) from None
+    before = record.journal.limits_before or record.spec.limits
+    record = dataclasses.replace(record, spec=dataclasses.replace(record.spec, limits=wanted))
+    return journaled(record, limits_before=before, limits_since=record.generation)
+
+
 _EFFECTS: Dict[str, Callable[[Command, VmRecord, Policy, Now], VmRecord]] = {
     "vm.stop": _stop,
     "vm.kill": _kill,
@@ -178,4 +193,5 @@ _EFFECTS: Dict[str, Callable[[Command, VmRecord, Policy, Now], VmRecord]] = {
     "vm.pause": _pause,
     "vm.resume": _resume,
     "vm.extend": _extend,
+    "vm.limits": _limits,
 }

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, FrozenSet, Iterator, Optional, Sequence, Tuple
+from typing import Dict, FrozenSet, Iterator, Mapping, Optional, Sequence, Tuple
 
 _UUID = b"-uuid"
 _GONE = frozenset("ZX")
@@ -54,6 +54,18 @@ class ProcProcesses:
             self._look()
             states = {vm: self._state(vm) for vm in vms}
         return frozenset(vm for vm, state in states.items() if state in _HALTED)
+
+    def pids(self, vms: Sequence[str]) -> Mapping[str, int]:
+        """The process id of each that has a QEMU.  Quick when all have one and were seen before."""
+        found = self._pids(vms)
+        if len(found) < len(set(vms)):
+            self._look()
+            found = self._pids(vms)
+        return found
+
+    def _pids(self, vms: Sequence[str]) -> Mapping[str, int]:
+        processes = {vm: self._known.get(vm) for vm in vms if self._state(vm) is not None}
+        return {vm: process.pid for vm, process in processes.items() if process is not None}
 
     def _state(self, vm: str) -> Optional[str]:
         """State letter of the remembered process; None when there is none, or it is gone."""

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import libvirt
 
-from vmagent.core import drivers
+from vmagent.core import drivers, quota
 from vmagent.core.drivers import Choice, Profile
 
 CPUINFO = Path("/proc/cpuinfo")
+CGROUPS = Path("/proc/cgroups")
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class HostFacts:
     hypervisor_version: str
     profile: Profile
     choice: Choice
+    cgroup: int  # the version that has the cpu controller
 
 
 def gather(conn: libvirt.virConnect, emulation: str) -> HostFacts:
@@ -47,6 +49,7 @@ def gather(conn: libvirt.virConnect, emulation: str) -> HostFacts:
         hypervisor_version=_version(conn.getVersion()),
         profile=profile,
         choice=choice,
+        cgroup=quota.cgroup_version(CGROUPS.read_text(errors="replace")),
     )
 
 

@@ -2,25 +2,29 @@
 
 Every function here runs on a thread of the observe link.  State comes in one bulk call where the driver has it.  The
 domain's XML is asked for when its domain id changed or an event said that something changed (`forget`): a hundred
-idle guests cost a hundred tags and a hundred limits, nothing else.
+idle guests cost a hundred tags and a hundred limits, nothing else.  Where a wish limits a disk, the XML is asked for in
+every look (an event may be lost) and parsed when it differs.
+
+CPU limits are those of the whole guest, as the hypervisor holds them; what somebody set on a single thread of it can
+only be less.  Memory is read from the live XML: libvirt's `info` on Xen adds what the hypervisor itself needs.
 
 Ours = the tag's VM id is the domain's uuid, and the tag's instance is this agent's (DESIGN 6).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Callable, Dict, Iterator, List, Mapping, Optional, Set, Tuple, Union
 
 import libvirt
 
-from vmagent.core import limits
-from vmagent.core.domainxml import NAMESPACE, live_parts, read_tag
+from vmagent.core import quota
+from vmagent.core.domainxml import NAMESPACE, Parts, parts_of, read_tag
 from vmagent.core.drivers import Profile
-from vmagent.core.model import CpuLimit, DomainSeen, ForeignSeen, HostSeen, Seen, Tag
+from vmagent.core.model import CpuLimit, DiskIo, DomainSeen, ForeignSeen, HostSeen, Seen, Tag
 from vmagent.errors import FaultKind
 from vmagent.hypervisor.faults import fault
 
-Parts = Tuple[Tuple[str, ...], Tuple[str, ...]]
 LIVE = (Seen.RUNNING, Seen.PAUSED, Seen.STOPPING)
 DOMAIN_0 = "00000000-0000-0000-0000-000000000000"  # Xen's own
 NO_QUOTA_US = 17_592_186_044_415  # libvirt's largest; cgroup v2's "max" reads as this or more
@@ -106,13 +110,17 @@ def lookup(conn: libvirt.virConnect, vm: str) -> Optional[libvirt.virDomain]:
 
 
 class Eyes:
-    """Looks at domains; remembers XML that cannot have changed.  The dictionaries are touched by single operations."""
+    """Looks at domains; remembers XML that cannot have changed.  The dictionaries are touched by single operations.
 
-    def __init__(self, profile: Profile, instance: str, seconds: Callable[[], float]) -> None:
+    cgroup: the version that has this host's cpu controller.
+    """
+
+    def __init__(self, profile: Profile, instance: str, seconds: Callable[[], float], cgroup: int = 2) -> None:
         self._profile = profile
         self._instance = instance
+        self._cgroup = cgroup
         self._seconds = seconds  # boot clock
-        self._parts: Dict[str, Tuple[int, Parts]] = {}  # uuid -> (domain id, parts)
+        self._parts: Dict[str, Tuple[int, str, Parts]] = {}  # uuid -> (domain id, XML, what it says)
         self._alive_at: Dict[str, float] = {}
 
     def forget(self, uuid: str) -> None:
@@ -193,10 +201,23 @@ class Eyes:
         if seen is Seen.OFF and saved():
             seen = Seen.SAVED
         seen, reason = self._settled(uuid, seen, reason, at)
-        devices, disks = self._known_parts(domain, uuid)
-        live = domain.ID() != -1 and seen in LIVE
-        cpu = self._cpu(domain, tag) if live else None
-        return DomainSeen(uuid, seen, reason, at, tag, name, cpu, devices if live else (), disks)
+        parts = self._known_parts(domain, uuid, tag.spec.limits.disk_io != DiskIo())
+        found = DomainSeen(uuid, seen, reason, at, tag, name, disks=parts.disks)
+        return self._limited(domain, found, parts) if domain.ID() != -1 and seen in LIVE else found
+
+    def _limited(self, domain: libvirt.virDomain, found: DomainSeen, parts: Parts) -> DomainSeen:
+        """With what is read back from a live domain."""
+        cpu, weight = self._scheduled(domain)
+        return dataclasses.replace(
+            found,
+            cpu=cpu,
+            weight=weight,
+            cpu_by=self._profile.cpu_cap,
+            memory_mib=parts.memory_mib,
+            memory_max_mib=parts.memory_max_mib,
+            disk_io=parts.disk_io if self._profile.disk_io else None,
+            devices=parts.devices,
+        )
 
     def _settled(self, uuid: str, seen: Seen, reason: str, at: float) -> Tuple[Seen, str]:
         """An end that may be the first half of a reboot is STOPPING until the driver's time for that has passed."""
@@ -211,26 +232,27 @@ class Eyes:
             return Seen.STOPPING, SETTLING
         return seen, reason
 
-    def _known_parts(self, domain: libvirt.virDomain, uuid: str) -> Parts:
+    def _known_parts(self, domain: libvirt.virDomain, uuid: str, may_change: bool) -> Parts:
         number = domain.ID()
         known = self._parts.get(uuid)
-        if known is not None and known[0] == number:
-            return known[1]
-        parts = live_parts(domain.XMLDesc(0))
-        self._parts[uuid] = (number, parts)
+        if known is not None and known[0] == number and not may_change:
+            return known[2]
+        xml = domain.XMLDesc(0)
+        parts = known[2] if known is not None and known[1] == xml else parts_of(xml)
+        self._parts[uuid] = (number, xml, parts)
         return parts
 
-    def _cpu(self, domain: libvirt.virDomain, tag: Tag) -> Optional[CpuLimit]:
-        """The limit read back.  None = it ended meanwhile, or this driver has none to read."""
+    def _scheduled(self, domain: libvirt.virDomain) -> Tuple[Optional[CpuLimit], Optional[int]]:
+        """Cap and weight read back.  None = it ended meanwhile, or this driver has none to read."""
         try:
             if self._profile.cpu_cap == "quota":
-                return loosest(domain.schedulerParametersFlags(libvirt.VIR_DOMAIN_AFFECT_LIVE))
+                return held(domain.schedulerParametersFlags(libvirt.VIR_DOMAIN_AFFECT_LIVE), self._cgroup)
             if self._profile.cpu_cap == "credit":
-                return limits.from_credit_cap(tag.spec, int(domain.schedulerParameters().get("cap", 0)))
+                return held_by_credit(domain.schedulerParameters())
         except libvirt.libvirtError as error:
             if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
                 raise
-        return None
+        return None, None
 
     def _forget_all_but(self, present: Set[str]) -> None:
         for uuid in set(self._parts).union(self._alive_at) - present:
@@ -238,24 +260,17 @@ class Eyes:
             self._alive_at.pop(uuid, None)
 
 
-def loosest(parameters: Mapping[str, int]) -> CpuLimit:
-    """The limit of the vCPUs, unless QEMU's own thread was given more than goes with it: then that one.
-
-    So a limit that was lifted from either is seen.
-    """
-    vcpu = _limit(parameters, "vcpu")
-    emulator = _limit(parameters, "emulator")
-    expected = limits.emulator_limit(vcpu)
-    if vcpu.quota_us < 0 or _share(emulator) <= _share(expected):
-        return vcpu
-    return emulator
+def held(parameters: Mapping[str, int], cgroup: int) -> Tuple[CpuLimit, Optional[int]]:
+    """Cap and weight of the whole guest, from a quota's scheduler parameters; cgroup: their version."""
+    number = int(parameters.get("global_quota", -1))
+    period = int(parameters.get("global_period", quota.PERIOD_US)) or quota.PERIOD_US
+    cpu = CpuLimit(period, number if 0 < number < NO_QUOTA_US else -1)
+    weight = parameters.get("cpu_shares")
+    return cpu, None if weight is None else quota.from_shares(int(weight), cgroup)
 
 
-def _limit(parameters: Mapping[str, int], which: str) -> CpuLimit:
-    quota = int(parameters.get(f"{which}_quota", -1))
-    period = int(parameters.get(f"{which}_period", limits.PERIOD_US)) or limits.PERIOD_US
-    return CpuLimit(period, quota if 0 < quota < NO_QUOTA_US else -1)
-
-
-def _share(limit: CpuLimit) -> float:
-    return float("inf") if limit.quota_us < 0 else limit.quota_us / limit.period_us
+def held_by_credit(parameters: Mapping[str, int]) -> Tuple[CpuLimit, Optional[int]]:
+    """The same from the parameters of Xen's credit schedulers."""
+    weight = parameters.get("weight")
+    cpu = quota.from_credit_cap(int(parameters.get("cap", 0)))
+    return cpu, None if weight is None else quota.from_credit_weight(int(weight))

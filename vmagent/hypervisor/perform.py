@@ -7,18 +7,20 @@ ours; DEFINE refuses a uuid or a name that somebody else holds.  Faults: what li
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Dict, Mapping, Optional
+from typing import Callable, Dict, Mapping, Optional, Tuple
 
 import libvirt
 
-from vmagent.core import limits
+from vmagent.core import quota
 from vmagent.core.actions import Action, Do
-from vmagent.core.domainxml import NAMESPACE, PREFIX, domain_xml, tag_xml
+from vmagent.core.domainxml import IOTUNE, NAMESPACE, PREFIX, domain_xml, parts_of, tag_xml
 from vmagent.core.drivers import Choice, Profile
 from vmagent.core.identity import domain_name
-from vmagent.core.model import CpuLimit, Seen, Tag, VmSpec
+from vmagent.core.model import CpuLimit, DiskIo, Seen, Tag, VmSpec
 from vmagent.errors import Fault, FaultKind
-from vmagent.hypervisor.observe import Stranger, lookup, seen_of, tag_of
+from vmagent.hypervisor.observe import NO_QUOTA_US, Stranger, lookup, seen_of, tag_of
+
+NORMAL_WEIGHT = 100
 
 
 @dataclass(frozen=True)
@@ -34,17 +36,21 @@ class Hands:
     """Performs actions on one kind of host.
 
     profile: how this driver wants things done, for domains that exist; choice: what new domains become, if any may be
-    started; paths(spec): where the VM's files are.
+    started; paths(spec): where the VM's files are; cgroup: the version that has this host's cpu controller.
     """
 
-    def __init__(self, profile: Profile, choice: Choice, instance: str, paths: Callable[[VmSpec], Paths]) -> None:
+    def __init__(
+        self, profile: Profile, choice: Choice, instance: str, paths: Callable[[VmSpec], Paths], cgroup: int = 2
+    ) -> None:
         self._profile = profile
         self._choice = choice
         self._instance = instance
         self._paths = paths
+        self._cgroup = cgroup
         self._on_domain: Dict[Do, Callable[[libvirt.virDomain, Action], None]] = {
             Do.START_PAUSED: self._start_paused,
             Do.APPLY_CPU: self._apply_cpu,
+            Do.APPLY_DISK_IO: self._apply_disk_io,
             Do.RESUME: self._resume,
             Do.PAUSE: self._pause,
             Do.SHUTDOWN: self._shutdown,
@@ -85,9 +91,9 @@ class Hands:
         if domain is None and _name_taken(conn, domain_name(action.vm)):
             raise Fault(FaultKind.REFUSED, f"foreign: another domain is named {domain_name(action.vm)}")
         paths = self._paths(action.spec)
-        cpu = action.cpu or limits.cpu_limit(action.spec)
+        files = (paths.overlay, paths.seed, paths.golden)
         try:
-            xml = domain_xml(action.spec, _tag(action), profile, paths.overlay, paths.seed, paths.golden, cpu)
+            xml = domain_xml(action.spec, _tag(action), profile, *files, _cap(action), self._cgroup)
         except ValueError as error:
             raise Fault(FaultKind.REFUSED, f"no domain can be made of this: {error}") from None
         conn.defineXML(xml)
@@ -96,9 +102,11 @@ class Hands:
         profile = self._choice.profile
         if profile is None:
             raise Fault(FaultKind.REFUSED, f"no guest may be started here: {self._choice.why}")
-        capped = action.cpu is not None and action.cpu.quota_us >= 0
-        if capped and not profile.cpu_caps:
-            raise Fault(FaultKind.REFUSED, f"not-supported-here: the {profile.name} driver cannot cap a guest's CPU")
+        wanted, cannot = action.spec.limits, f"not-supported-here: the {profile.name} driver cannot limit a guest's"
+        if not profile.cpu_caps and (_cap(action).quota_us >= 0 or wanted.cpu_weight != NORMAL_WEIGHT):
+            raise Fault(FaultKind.REFUSED, f"{cannot} CPU")
+        if not profile.disk_io and wanted.disk_io != DiskIo():
+            raise Fault(FaultKind.REFUSED, f"{cannot} disks")
         return profile
 
     def _start_paused(self, domain: libvirt.virDomain, action: Action) -> None:
@@ -109,25 +117,39 @@ class Hands:
             domain.setAutostart(0)
         if profile.starts_paused:
             domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED | libvirt.VIR_DOMAIN_START_FORCE_BOOT)
-            if profile.cpu_cap == "quota" and limits.cpu_limit(action.spec).quota_us >= 0:
-                self._set_quota(domain, action, libvirt.VIR_DOMAIN_AFFECT_LIVE)  # QEMU's own thread: see core/domainxml
         else:
             domain.create()
             domain.suspend()
 
-    def _apply_cpu(self, domain: libvirt.virDomain, action: Action) -> None:
-        if self._profile.cpu_cap == "credit":
-            cpu = action.cpu or limits.cpu_limit(action.spec)
-            domain.setSchedulerParameters({"cap": limits.credit_cap(action.spec, cpu)})
-        else:
-            self._set_quota(domain, action, _affected(domain))
+    # -- limits
 
-    def _set_quota(self, domain: libvirt.virDomain, action: Action, affected: int) -> None:
-        """One by one: the binding reads the parameters first, and only one of live and config can be read."""
-        quota = _quota(action.cpu or limits.cpu_limit(action.spec))
-        for part in (libvirt.VIR_DOMAIN_AFFECT_LIVE, libvirt.VIR_DOMAIN_AFFECT_CONFIG):
-            if part & affected:
-                domain.setSchedulerParametersFlags(quota, part)
+    def _apply_cpu(self, domain: libvirt.virDomain, action: Action) -> None:
+        cpu, weight = _cap(action), action.spec.limits.cpu_weight
+        if self._profile.cpu_cap == "credit":
+            domain.setSchedulerParameters({"cap": quota.credit_cap(cpu), "weight": quota.credit_weight(weight)})
+            return
+        wanted = {
+            "cpu_shares": quota.shares(weight, self._cgroup),
+            "global_period": cpu.period_us,
+            "global_quota": cpu.quota_us,
+        }
+        for part in _affected(domain):
+            single = _set_on_threads(domain.schedulerParametersFlags(part))
+            domain.setSchedulerParametersFlags({**single, **wanted}, part)
+
+    def _apply_disk_io(self, domain: libvirt.virDomain, action: Action) -> None:
+        """On each disk, in QEMU and in the definition; and QEMU itself says that it has them."""
+        limits = action.spec.limits.disk_io
+        wanted = {name: getattr(limits, member) or 0 for member, name in IOTUNE.items()}
+        quiet = {f"{name}{what}": 0 for name in (*IOTUNE.values(), "total_bytes_sec", "total_iops_sec")
+                 for what in ("", "_max")}  # fmt: skip
+        for disk in parts_of(domain.XMLDesc(0)).writable:
+            for part in _affected(domain):
+                domain.setBlockIoTune(disk, {**quiet, **wanted}, part)
+            if domain.isActive():
+                _read_back(domain, disk, wanted)
+
+    # -- going
 
     def _resume(self, domain: libvirt.virDomain, action: Action) -> None:
         seen = _seen(domain)
@@ -151,7 +173,8 @@ class Hands:
 
     def _write_tag(self, domain: libvirt.virDomain, action: Action) -> None:
         element = libvirt.VIR_DOMAIN_METADATA_ELEMENT
-        domain.setMetadata(element, tag_xml(_tag(action)), PREFIX, NAMESPACE, _affected(domain))
+        parts = sum(_affected(domain))
+        domain.setMetadata(element, tag_xml(_tag(action)), PREFIX, NAMESPACE, parts)
 
     # -- the end
 
@@ -199,20 +222,34 @@ def _seen(domain: libvirt.virDomain) -> Seen:
     return seen_of(state, reason)[0]
 
 
-def _affected(domain: libvirt.virDomain) -> int:
-    """Which of the live domain and its definition there are."""
-    live = libvirt.VIR_DOMAIN_AFFECT_LIVE if domain.isActive() else 0
-    return live | (libvirt.VIR_DOMAIN_AFFECT_CONFIG if domain.isPersistent() else 0)
+def _affected(domain: libvirt.virDomain) -> Tuple[int, ...]:
+    """Which of the live domain and its definition there are.  Where parameters are set, one by one: the binding reads
+    them first, and only one of the two can be read.
+    """
+    live = (libvirt.VIR_DOMAIN_AFFECT_LIVE,) if domain.isActive() else ()
+    return live + ((libvirt.VIR_DOMAIN_AFFECT_CONFIG,) if domain.isPersistent() else ())
 
 
-def _quota(cpu: CpuLimit) -> Mapping[str, int]:
-    emulator = limits.emulator_limit(cpu)
-    return {
-        "vcpu_period": cpu.period_us,
-        "vcpu_quota": cpu.quota_us,
-        "emulator_period": emulator.period_us,
-        "emulator_quota": emulator.quota_us,
-    }
+def _cap(action: Action) -> CpuLimit:
+    return action.cpu or quota.cpu_limit(action.spec)
+
+
+def _set_on_threads(parameters: Mapping[str, int]) -> Dict[str, int]:
+    """What lifts the quotas that somebody gave to single threads of the guest.
+
+    In cgroup v1 the guest cannot be given less than a part of it has.
+    """
+    names = ("vcpu_quota", "emulator_quota")
+    return {name: -1 for name in names if 0 < parameters.get(name, -1) < NO_QUOTA_US}
+
+
+def _read_back(domain: libvirt.virDomain, disk: str, wanted: Mapping[str, int]) -> None:
+    """Faults: REFUSED when QEMU has something else."""
+    said = domain.blockIoTune(disk, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    found = {name: said.get(name, 0) for name in wanted}
+    bursts = {name: said[f"{name}_max"] for name in wanted if said.get(f"{name}_max", 0) > wanted[name]}
+    if found != wanted or bursts:
+        raise Fault(FaultKind.REFUSED, f"QEMU holds {found} {bursts or ''} on {disk}, not {dict(wanted)}")
 
 
 def _name_taken(conn: libvirt.virConnect, name: str) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, Mapping, TextIO, Tuple
 
 from vmagent.core import asking
 from vmagent.errors import Problem
-from vmagent.local import handles, protocol, tables
+from vmagent.local import handles, limittables, protocol, tables
 from vmagent.local.ctl_client import Client
 
 
@@ -112,14 +112,34 @@ def start(session: Session) -> int:
 def on_vms(session: Session) -> int:
     """stop, kill, reboot, pause, resume, extend."""
     said = session.said
-    args = asking.selector_args(vars(said), _ids(session))
-    if "vms" not in args and not said.yes and not session.ask(f"{said.verb} every VM that matches {args}?"):
-        raise Problem("usage", "not done: it may concern several VMs, and nobody said yes (use --yes)")
+    args = _chosen(session)
     if getattr(said, "grace", None) is not None:
         args["grace_s"] = said.grace
     if said.verb == "extend":
         args["lifetime_s"] = said.lifetime
     return _command(session, f"vm.{said.verb}", args)
+
+
+def _chosen(session: Session) -> Dict[str, Any]:
+    """The selector, and a yes where it may concern several VMs."""
+    said = session.said
+    args = asking.selector_args(vars(said), _ids(session))
+    if "vms" not in args and not said.yes and not session.ask(f"{said.verb} every VM that matches {args}?"):
+        raise Problem("usage", "not done: it may concern several VMs, and nobody said yes (use --yes)")
+    return args
+
+
+def limits(session: Session) -> int:
+    """Without an option that changes something it only looks."""
+    said = session.said
+    if asking.changes_limits(vars(said)):
+        changes = asking.limits_args(vars(said))
+        return _command(session, "vm.limits", {**_chosen(session), **changes})
+    if not said.vms:
+        raise Problem("usage", "name the VMs whose limits are to be shown, or say what to change")
+    answers = [session.client.ask("limits", {"vm": vm}) for vm in said.vms]
+    session.show({"vms": answers}, limittables.limits)
+    return Code.OK
 
 
 def _ids(session: Session) -> Tuple[str, ...]:
@@ -157,6 +177,7 @@ COMMANDS: Mapping[str, Callable[[Session], int]] = {
     "pause": on_vms,
     "resume": on_vms,
     "extend": on_vms,
+    "limits": limits,
     "drain": drain,
     "undrain": undrain,
 }

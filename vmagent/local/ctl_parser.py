@@ -86,16 +86,26 @@ def _acting(subs: Any) -> None:
     asking.add_options(start, asking.START, asking.REQUIRED)
     _reason(start)
     for name, about, examples in VERBS_ON_VMS:
-        sub = _add(subs, name, about, examples)
-        sub.add_argument("vms", nargs="*", metavar="VM")
-        asking.add_options(sub, asking.SELECTOR)
-        sub.add_argument("--yes", action="store_true", help="do not ask, although it may concern several VMs")
-        _reason(sub)
+        sub = _on_vms(subs, name, about, examples)
         if name == "stop":
             sub.add_argument("--grace", type=asking.span, metavar="SPAN", help="time for the guest to shut down")
         if name == "extend":
             sub.add_argument("--lifetime", type=asking.span, required=True, metavar="SPAN",
                              help="the new total run time")
+    limits = _on_vms(subs, "limits", "show the limits of VMs: wanted, proven, counted; or change them",
+                     "vmagentctl limits worker-7\n"
+                     "  vmagentctl limits worker-7 --cpu-cap 50 --bandwidth-in 10mbit\n"
+                     "  vmagentctl limits --tagged batch-4711 --yes --bandwidth-out 1gbit")
+    asking.add_options(limits, asking.LIMITS)
+
+
+def _on_vms(subs: Any, name: str, about: str, examples: str) -> argparse.ArgumentParser:
+    sub = _add(subs, name, about, examples)
+    sub.add_argument("vms", nargs="*", metavar="VM")
+    asking.add_options(sub, asking.SELECTOR)
+    sub.add_argument("--yes", action="store_true", help="do not ask, although it may concern several VMs")
+    _reason(sub)
+    return sub
 
 
 def _host(subs: Any) -> None:

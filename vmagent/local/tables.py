@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vmagent.core import columns, duration
+from vmagent.core import columns, duration, limitwords
 
 SHORT = 8  # characters of an id that a terminal shows; any unique beginning is accepted as input
 STYLES: Mapping[str, str] = {
@@ -108,7 +108,7 @@ def show(screen: Screen, answer: Mapping[str, Any]) -> None:
         ("tags", " ".join(row["tags"])),
         ("lease", f"{span(lease['granted_s'])} granted, {span(lease['used_s'])} used, {span(row['left_s'])} left"),
         ("ends", lease["ends_at"]),
-        ("cpu limit", _cpu(state["limits"])),
+        ("limits", _limits(state["limits"])),
         ("libvirt", f"{seen['domain']} {seen['reason']}".strip() + f", seen {span(row['age_s'])} ago"),
         ("on this host", ", ".join(seen["leftovers"])),
         ("timings", ", ".join(f"{name} {ms} ms" for name, ms in state["timings_ms"].items())),
@@ -121,10 +121,12 @@ def show(screen: Screen, answer: Mapping[str, Any]) -> None:
         screen.line(f"reason  {reason['when']}  {reason['who']}: {reason['why']}")
 
 
-def _cpu(limits: Mapping[str, Any]) -> str:
-    wanted, proven = limits["wanted"]["cpu"], limits["proven"].get("cpu")
-    cap = "no cap" if wanted["quota_us"] < 0 else f"{100 * wanted['quota_us'] // wanted['period_us']} % of a core"
-    return f"{cap}, {'read back ' + str(proven['proven_at']) if proven else 'not read back'}"
+def _limits(limits: Mapping[str, Any]) -> str:
+    """In one line; `vmagentctl limits` has the rest."""
+    proven = ", ".join(limits["proven"]) or "nothing"
+    differs = "; ".join(f"{one['what']}: {one['found']}" for one in limits["drift"])
+    return f"CPU {limitwords.cap(limits['wanted']['cpu']['cap_core_percent'])}; proven: {proven}" + (
+        f"; differs: {differs}" if differs else "")
 
 
 def who(screen: Screen, answer: Mapping[str, Any]) -> None:

@@ -12,9 +12,20 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from vmagent.core import events, lease
+from vmagent.core import codec, events, lease
 from vmagent.core.changes import Epoch
-from vmagent.core.model import DomainSeen, ForeignSeen, HypervisorInfo, Now, Observed, Outcome, Phase, Seen, VmRecord
+from vmagent.core.model import (
+    DomainSeen,
+    ForeignSeen,
+    HypervisorInfo,
+    NicCounters,
+    Now,
+    Observed,
+    Outcome,
+    Phase,
+    Seen,
+    VmRecord,
+)
 from vmagent.core.policy import Policy
 from vmagent.local import handles
 
@@ -109,6 +120,29 @@ def show(record: VmRecord, observed: Mapping[str, Observed], now: Now, policy: P
             "leftovers": sorted(one.leftovers),
             "network_seen": list(one.network_seen),
         },
+    }
+
+
+def limits(
+    record: VmRecord, observed: Mapping[str, Observed], now: Now, counters: Mapping[str, NicCounters], why: str
+) -> Json:
+    """`limits` -> {vm, name, phase, since, started_at, age_s, limits: of vm.state, counters, counters_why}.
+
+    counters: {device: {in_local_bytes, ...}} of its interfaces, as far as they are counted; counters_why: why they
+    cannot be read now, "" when they can.
+    """
+    one = seen_of(record, observed)
+    devices = [interface.device for interface in record.spec.interfaces]
+    return {
+        "vm": record.vm,
+        "name": record.spec.name,
+        "phase": events.phase(record, one).value,
+        "since": record.since_wall,
+        "started_at": record.journal.started_wall or None,
+        "age_s": age_s(one, now),
+        "limits": events.limits(record.spec, one, now),
+        "counters": {device: codec.plain(counters[device]) for device in devices if device in counters},
+        "counters_why": why,
     }
 
 

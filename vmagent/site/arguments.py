@@ -39,7 +39,11 @@ def parser() -> argparse.ArgumentParser:
     subs = top.add_subparsers(dest="verb", metavar="COMMAND", required=True)
     _start(subs)
     for name, about, example in VERBS_ON_VMS:
-        _on_vms(subs, name, about, example)
+        _on_vms(subs, name, about, f"vmagent-site {example}")
+    limits = _on_vms(subs, "limits", "show the limits of VMs: wanted and proven; or change them",
+                     "vmagent-site limits wn1.example.org 3fa1c0de-...\n"
+                     "  vmagent-site limits wn1.example.org 3fa1c0de-... --cpu-cap 50 --bandwidth-in 10mbit --wait")
+    asking.add_options(limits, asking.LIMITS)
     _looking(subs)
     for name, about in (("drain", "refuse new VMs on a host"), ("undrain", "accept new VMs again")):
         sub = _add(subs, name, about, f"vmagent-site {name} wn1.example.org --reason 'new kernel'")
@@ -87,8 +91,8 @@ def _start(subs: Any) -> None:
     _asked(sub)
 
 
-def _on_vms(subs: Any, name: str, about: str, example: str) -> None:
-    sub = _add(subs, name, about, f"vmagent-site {example}")
+def _on_vms(subs: Any, name: str, about: str, examples: str) -> argparse.ArgumentParser:
+    sub = _add(subs, name, about, examples)
     _host(sub)
     sub.add_argument("vms", nargs="*", metavar="VM", help="VM ids")
     asking.add_options(sub, asking.SELECTOR)
@@ -98,6 +102,7 @@ def _on_vms(subs: Any, name: str, about: str, example: str) -> None:
         sub.add_argument("--lifetime", type=asking.span, required=True, metavar="SPAN", help="the new total run time")
     sub.add_argument("--wait", action="store_true", help="wait until it is done")
     _asked(sub)
+    return sub
 
 
 def _looking(subs: Any) -> None:

@@ -33,6 +33,10 @@ class Code(IntEnum):
     SILENT = 4
 
 
+SHOWN_OF_LIMITS = ("vm", "name", "phase", "since", "age_s", "limits")
+"""Members of vm.state that `limits` shows."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One run of vmagent-site."""
@@ -81,6 +85,23 @@ async def on_vms(run: Run) -> int:
         args["lifetime_s"] = said.lifetime
     handle = run.controller.command(said.host, f"vm.{said.verb}", args, reason=said.reason)
     return _result(run, handle, await _answered(run, handle))
+
+
+async def limits(run: Run) -> int:
+    """Without an option that changes something it only looks: limits as vm.query tells them, asked now."""
+    said = run.said
+    args = asking.selector_args(vars(said), tuple(said.vms))
+    if asking.changes_limits(vars(said)):
+        changes = asking.limits_args(vars(said))
+        handle = run.controller.command(said.host, "vm.limits", {**args, **changes}, reason=said.reason)
+        return _result(run, handle, await _answered(run, handle))
+    reply = await _answered(run, run.controller.command(said.host, "vm.query", args))
+    states = reply["result"]["vms"]
+    if said.json:
+        output.as_json(run.out, {"vms": [{name: state[name] for name in SHOWN_OF_LIMITS} for state in states]})
+    else:
+        output.limits(run.out, states)
+    return Code.OK
 
 
 async def on_host(run: Run) -> int:
@@ -203,6 +224,7 @@ COMMANDS: Mapping[str, Callable[[Run], Awaitable[int]]] = {
     "resume": on_vms,
     "reboot": on_vms,
     "extend": on_vms,
+    "limits": limits,
     "drain": on_host,
     "undrain": on_host,
     "list": listing,

@@ -185,6 +185,13 @@ class Controller:
         """Change the agreed run time: `lifetime_s` in all, or `until` a wall time."""
         return self.command(host, "vm.extend", args, reason=reason)
 
+    async def limits(self, host: str, *, reason: str = "", **args: Any) -> Handle:
+        """Change limits of running VMs: a selector, and what is to be changed, such as cpu_cap_core_percent, networks.
+
+        All or nothing per VM; `done` when every new limit was read back.
+        """
+        return self.command(host, "vm.limits", args, reason=reason)
+
     async def query(self, host: str, **args: Any) -> Sequence[Mapping[str, Any]]:
         """The full states of VMs on one host, asked now; default all.  Problems and Faults as the handle's."""
         reply = await self.command(host, "vm.query", args or {"all": True}).done

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, List, Mapping, Sequence, TextIO, Tuple
 
-from vmagent.core import columns, duration
+from vmagent.core import columns, duration, limitwords
 from vmagent.errors import Problem
 from vmagent.site.fleet import Fleet
 
@@ -33,6 +33,22 @@ def _vm(host: str, state: State) -> Sequence[str]:
     return (host, str(state["vm"]), str(state.get("name", "")), phase, f"{duration.text(max(0, left))} left",
             str((state.get("owner") or {}).get("subject", "")), str((state.get("image") or {}).get("id", "")),
             " ".join(addresses))
+
+
+def limits(out: TextIO, states: Sequence[State]) -> None:
+    """Limits wanted and proven, and the rules, of each of these VMs (vm.state data)."""
+    blocks = [_limits(state) for state in states]
+    out.write("\n\n".join("\n".join(block) for block in blocks) + "\n" if blocks else "no VMs\n")
+
+
+def _limits(state: State) -> List[str]:
+    found = state["limits"]
+    lines = [columns.clean(f"{state['vm']}  {state['name']}  {state['phase']}, seen {state['age_s']:g} s ago"),
+             *columns.lines(limitwords.HEADER, limitwords.rows(found)),
+             *(f"by {source}" for source in limitwords.sources(found))]
+    if found["wanted"]["interfaces"]:
+        lines += ["", *columns.lines(limitwords.RULES_HEADER, limitwords.rules(found))]
+    return lines
 
 
 def hosts(out: TextIO, fleet: Fleet, names: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Callable, List, Mapping, Optional, Protocol, Sequence
 
 from vmagent.config import Config
 
+SYSTEMD = Path("/run/systemd/system")  # there where systemd runs the host: sd_booted(3)
 SOON_DAYS = 14.0  # what expires within these days is warned about
 
 

@@ -1,4 +1,4 @@
-"""Checks of what starts guests: libvirt, /dev/kvm, the CPU's virtualisation, cgroups."""
+"""Checks of what starts guests and limits them: libvirt, /dev/kvm, the CPU's virtualisation, cgroups, systemd."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from vmagent.errors import Fault, FaultKind
-from vmagent.local.doctor.findings import Check, Facts, Finding, fail, ok, unknown, warn
+from vmagent.local.doctor.findings import SYSTEMD, Check, Facts, Finding, fail, ok, unknown, warn
 
 # The modular daemons stand first: on their hosts libvirt-sock belongs to a proxy.
 SOCKETS = (
@@ -90,9 +90,25 @@ def cgroups(facts: Facts) -> Finding:
     return fail("no cpu controller is mounted: CPU limits cannot be enforced", "boot with systemd's cgroups")
 
 
+def scopes(facts: Facts) -> Finding:
+    """systemd owns guests' cgroups where it runs; it is told each cap, else its next reload takes the cap back."""
+    if not facts.host.exists(SYSTEMD):
+        return ok("systemd does not run here: nobody takes a guest's CPU cap back")
+    try:
+        said = facts.host.run("systemctl", "show", "--property=Version", "--value")
+    except Fault as fault:
+        return warn(f"systemd does not answer: {fault.detail}; its reload may take a CPU cap back for a while",
+                    "see whether `systemctl status` works for root, and the system bus with it")
+    version = re.match("[0-9]+", said.strip())
+    if version is None:
+        return unknown(f"systemd does not say its version: {said.strip()[:40]}", "see `systemctl --version`")
+    return ok(f"systemd {version.group()} answers and is told the CPU caps of guests' scopes")
+
+
 CHECKS = (
     Check("libvirt", "libvirt answers", libvirt),
     Check("kvm", "/dev/kvm is open to QEMU", kvm),
     Check("virtualisation", "hardware virtualisation", virtualisation),
     Check("cgroups", "control groups", cgroups),
+    Check("scopes", "systemd is told CPU caps", scopes),
 )

@@ -1,0 +1,204 @@
+"""The guests' cgroups as the kernel shows them, and systemd where it owns them (`ports.Cgroups`).
+
+Rules
+
+1. Only cgroups that libvirt made for a guest are read or named: `machine-qemu\\x2d....scope` (systemd) and
+   `....libvirt-qemu` (without it).  A QEMU that sits anywhere else, say in the session of whoever started libvirtd, has
+   none: nothing is proven of it, and systemd is told nothing.
+2. Every look reads the kernel's files anew: which cgroup the process is in, and the quota on each level.
+3. A file that vanishes meanwhile means that the guest does: it has no cgroup.
+
+Theory.  QEMU's main thread sits in `emulator`, each vCPU in `vcpuN`, below the guest's own cgroup, which has the quota
+of the whole guest.  Under systemd libvirt's own level is `libvirt`, inside the scope: a `daemon-reload` writes the
+scope's quota as systemd knows it and leaves that level alone, unless libvirt is too old to have it.  So the levels are
+told apart: what libvirt set, and what the scope has.  A quota on a single thread can only take away, and is not looked
+at.
+The weight counts between guests: it is that of the outermost level of the guest.
+
+What QEMU takes beside its guest's memory is read from `smaps`: of all that the kernel says about a process, only there
+the guest's memory (the mapping of exactly its size) is told from QEMU's own.  Shared pages count in parts, page tables
+and what is swapped out count too.  That is a walk through page tables; one guest is walked per call, in turn.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+
+from twisted.internet.defer import Deferred, fail
+
+from vmagent import children
+from vmagent.core import quota
+from vmagent.core.actions import Action, Do
+from vmagent.core.model import CgroupSeen, CpuLimit
+from vmagent.errors import Fault, FaultKind
+from vmagent.host.processes import ProcProcesses
+from vmagent.lanes import Lanes
+
+_GUEST = re.compile(r"machine-qemu\\x2d[A-Za-z0-9:_.\\-]+\.scope|.+\.libvirt-qemu")
+_THREADS = re.compile(r"emulator|vcpu[0-9]+|iothread[0-9]+")
+_COUNTED = ("Pss:", "SwapPss:")
+_MARGIN_S = 1.0  # systemctl is ended before its lane's deadline
+
+
+@dataclass(frozen=True)
+class _Place:
+    """levels: paths below the hierarchy's root, the guest's outermost first, its own last."""
+
+    version: int
+    levels: Tuple[str, ...]
+
+    @property
+    def scope(self) -> str:
+        name = self.levels[0].rpartition("/")[2]
+        return name if name.endswith(".scope") else ""
+
+
+class HostCgroups:
+    """lanes: threads for systemctl; processes: who knows the guests' QEMUs; proc, root: where procfs and the cgroup
+    hierarchies are mounted (v2 at root or, beside v1, at root/unified; v1's cpu controller at root/cpu).
+    """
+
+    def __init__(
+        self,
+        lanes: Lanes,
+        processes: ProcProcesses,
+        proc: Path = Path("/proc"),
+        root: Path = Path("/sys/fs/cgroup"),
+        systemctl: str = "systemctl",
+    ) -> None:
+        self._lanes = lanes
+        self._processes = processes
+        self._proc = proc
+        self._v1 = root / "cpu"
+        self._v2 = root if (root / "cgroup.controllers").exists() else root / "unified"
+        self._systemctl = systemctl
+        self._overheads: Dict[str, Optional[int]] = {}  # by VM id, oldest look first; None = not to be had
+
+    def version(self) -> Optional[int]:
+        """Which cgroup version has this host's cpu controller; None = the kernel does not say."""
+        try:
+            return quota.cgroup_version((self._proc / "cgroups").read_text(encoding="ascii", errors="replace"))
+        except OSError:
+            return None
+
+    def seen(self, vms: Sequence[str]) -> Mapping[str, CgroupSeen]:
+        """See ports.Cgroups.  Ask for live guests: one that has no process costs a look at the whole process table."""
+        looked = {vm: self._seen(pid) for vm, pid in self._processes.pids(vms).items()}
+        return {vm: cgroup for vm, cgroup in looked.items() if cgroup is not None}
+
+    def overheads(self, memory_mib: Mapping[str, int]) -> Mapping[str, int]:
+        """See ports.Cgroups.  Those known so far; one of them is looked at anew, the one that waited longest."""
+        pids = self._processes.pids(list(memory_mib))
+        known = {vm: mib for vm, mib in self._overheads.items() if vm in pids}
+        waiting = [vm for vm in pids if vm not in known] or list(known)
+        for vm in waiting[:1]:
+            last, found = known.pop(vm, None), self._overhead(pids[vm], memory_mib[vm])
+            known[vm] = last if found is None else found
+        self._overheads = known
+        return {vm: mib for vm, mib in known.items() if mib is not None}
+
+    def perform(self, action: Action) -> Deferred[None]:
+        """See ports.Cgroups.  A guest that systemd does not own is success: there is nobody to tell."""
+        if action.do is not Do.TELL_SYSTEMD:
+            return fail(Fault(FaultKind.REFUSED, f"{action.do.value} is not for the cgroups"))
+        cpu = action.cpu or quota.cpu_limit(action.spec)
+        return self._lanes.run(action.vm, action.deadline_s, self._tell, action.vm, cpu, action.deadline_s - _MARGIN_S)
+
+    def _tell(self, vm: str, cpu: CpuLimit, deadline_s: float) -> None:
+        pid = self._processes.pids((vm,)).get(vm)
+        if pid is None:
+            raise Fault(FaultKind.GONE, f"no QEMU of {vm}")
+        place = self._place(pid)
+        if place is not None and place.scope:
+            argv = [self._systemctl, "set-property", "--runtime", "--", place.scope, *properties(cpu)]
+            children.run(argv, deadline_s)
+
+    def _seen(self, pid: int) -> Optional[CgroupSeen]:
+        try:
+            place = self._place(pid)
+            if place is None:
+                return None
+            limits = [self._limit(place.version, level) for level in place.levels]
+            weight = self._weight(place.version, place.levels[0])
+        except (OSError, ValueError):
+            return None
+        if not place.scope:
+            return CgroupSeen(place.version, _tightest(limits), weight=weight)
+        return CgroupSeen(place.version, _tightest(limits[1:] or limits), place.scope, limits[0], weight)
+
+    def _place(self, pid: int) -> Optional[_Place]:
+        """Where the process is in the hierarchy that has the cpu controller; None = in no guest's cgroup."""
+        try:
+            lines = (self._proc / str(pid) / "cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return None
+        paths = {name: path for _, controllers, path in (line.split(":", 2) for line in lines)
+                 for name in controllers.split(",")}  # fmt: skip
+        version, path = (1, paths["cpu"]) if "cpu" in paths else (2, paths.get("", "/"))
+        levels = _levels(path)
+        return _Place(version, levels) if levels else None
+
+    def _limit(self, version: int, level: str) -> CpuLimit:
+        if version == 1:
+            folder = self._v1 / level
+            return _cpu(_number(folder / "cpu.cfs_period_us"), _number(folder / "cpu.cfs_quota_us"))
+        most, period = (self._v2 / level / "cpu.max").read_text(encoding="ascii").split()
+        return _cpu(int(period), -1 if most == "max" else int(most))
+
+    def _weight(self, version: int, level: str) -> int:
+        number = self._v1 / level / "cpu.shares" if version == 1 else self._v2 / level / "cpu.weight"
+        return quota.from_shares(_number(number), version)
+
+    def _overhead(self, pid: int, memory_mib: int) -> Optional[int]:
+        """None = it went away, or its guest's memory cannot be told from the rest."""
+        folder = self._proc / str(pid)
+        try:
+            kib = own_kib((folder / "smaps").read_text(encoding="utf-8", errors="replace"), memory_mib * 1024)
+            tables = re.search(r"^VmPTE:\s+([0-9]+) kB$", (folder / "status").read_text(errors="replace"), re.M)
+        except OSError:
+            return None
+        return None if kib is None else -(-(kib + int(tables[1] if tables else 0)) // 1024)
+
+
+def properties(cpu: CpuLimit) -> Tuple[str, str]:
+    """A cap as systemd's settings; none = as if never set."""
+    if cpu.quota_us < 0:
+        return "CPUQuota=", "CPUQuotaPeriodSec="
+    return f"CPUQuota={100 * cpu.quota_us / cpu.period_us:g}%", f"CPUQuotaPeriodSec={cpu.period_us}us"
+
+
+def own_kib(smaps: str, guest_kib: int) -> Optional[int]:
+    """What a process has in memory and swap beside the mapping of exactly `guest_kib`; None = it has no such one."""
+    own, size, found = 0, 0, False
+    for line in smaps.splitlines():
+        words = line.split()
+        if words[0] == "Size:":
+            size = int(words[1])
+            found = found or size == guest_kib
+        elif words[0] in _COUNTED and size != guest_kib:
+            own += int(words[1])
+    return own if found else None
+
+
+def _levels(path: str) -> Tuple[str, ...]:
+    """From the guest's outermost cgroup to its own; () = it is in none."""
+    parts = path.strip("/").split("/")
+    if _THREADS.fullmatch(parts[-1]):
+        parts.pop()
+    guests = [index for index, part in enumerate(parts) if _GUEST.fullmatch(part)]
+    return tuple("/".join(parts[: end + 1]) for end in range(guests[-1], len(parts))) if guests else ()
+
+
+def _tightest(limits: List[CpuLimit]) -> CpuLimit:
+    return min(limits, key=lambda each: float("inf") if each.quota_us < 0 else each.quota_us / each.period_us)
+
+
+def _cpu(period_us: int, quota_us: int) -> CpuLimit:
+    return CpuLimit(period_us, quota_us if quota_us > 0 else -1)
+
+
+def _number(path: Path) -> int:
+    return int(path.read_text(encoding="ascii"))
