@@ -17,9 +17,10 @@ from tests.support import brokers, libvirtd
 from tests.support.agent import HOST, ROOT, SITE, Agent, Controller
 from vmagent.site import pki
 
-BRIDGE = "vmatbr0"
+BRIDGE = "vtestbr0"
 SUBNET = "198.51.100"
 INSTANCE = "vmat"
+PINGABLE = {"inbound": [{"protocol": "icmp", "action": "allow"}, {"protocol": "icmpv6", "action": "allow"}]}
 _uri = ""  # of the session's own libvirtd
 
 
@@ -200,7 +201,7 @@ def start_args(**kw: Any) -> Dict[str, Any]:
     """A start of one tiny VM with an address."""
     args: Dict[str, Any] = {
         "flavour": "tiny", "image": {"id": "try"}, "lifetime_s": 600, "name": "guest",
-        "networks": [{"type": "public", "addresses": [f"{SUBNET}.10", "2001:db8:51::10"]}],
+        "networks": [{"type": "public", "addresses": [f"{SUBNET}.10", "2001:db8:51::10"], "firewall": PINGABLE}],
     }
     args.update(kw)
     return {k: v for k, v in args.items() if v is not None}

@@ -86,7 +86,7 @@ def test_a_cpu_cap_that_drifts_is_repaired(agent: Agent, controller: Controller)
     args = start_args(flavour=None, cores=1, memory_mib=128, disk_gib=1, cpu_cap_core_percent=50, networks=None)
     vm = vm_of(controller.send("vm.start", args))
     controller.wait_phase(vm, "ready")
-    virsh("schedinfo", f"vma-{vm}", "--live", "vcpu_quota=-1")
+    virsh("schedinfo", f"vma-{vm}", "--live", "global_quota=-1")
     until(lambda: "50000" in _quota(vm), 20, "the cap again")
     until(lambda: [e for e in controller.events("security.alert") if e["data"]["kind"] == "cpu-drift"], 20, "the alert")
     controller.reply(controller.send("vm.kill", {"vms": [vm]}), "done")
@@ -94,7 +94,7 @@ def test_a_cpu_cap_that_drifts_is_repaired(agent: Agent, controller: Controller)
 
 def _quota(vm: str) -> str:
     text = virsh("schedinfo", f"vma-{vm}")
-    return next((line for line in text.splitlines() if line.startswith("vcpu_quota")), "")
+    return next((line for line in text.splitlines() if line.startswith("global_quota")), "")
 
 
 def test_the_cpu_cap_is_in_the_live_domain(agent: Agent, controller: Controller) -> None:
