@@ -183,7 +183,8 @@ def test_single_interfaces_are_forgotten(bench: Bench) -> None:
 def test_what_is_not_ours_by_its_name_is_refused_and_nothing_is_done(bench: Bench) -> None:
     of = two_nics()
     bench.do(Do.APPLY_FIREWALL, of)
-    foreign = dataclasses.replace(of, interfaces=(of.interfaces[0], dataclasses.replace(of.interfaces[1], device="eth0")))
+    theirs = dataclasses.replace(of.interfaces[1], device="eth0")
+    foreign = dataclasses.replace(of, interfaces=(of.interfaces[0], theirs))
     assert bench.refused(lambda: bench.firewall.forget([of.interfaces[0].device, "eth0"])) is FaultKind.REFUSED
     for do in (Do.APPLY_FIREWALL, Do.REMOVE_FIREWALL):
         action = Action(do, foreign)

@@ -10,7 +10,7 @@ Theory (include/uapi/linux/netfilter/nfnetlink.h): a message is nlmsghdr, nfgenm
 BATCH_BEGIN and BATCH_END are prepared one by one and committed together; the kernel answers those that it refuses,
 and the last one, which asks for an answer.  Each commit counts the generation up by one.  No program is started and
 no text is parsed: a change costs the same with one guest and with five hundred, which `nft` does not manage
-(docs/design/0006).
+(docs/design/0006-rules-over-netlink.md).
 """
 
 from __future__ import annotations

@@ -28,17 +28,15 @@ class Listing:
     """A whole listing, not looked into."""
 
     chains: Sequence[bytes]
-    rules: Sequence[bytes]
+    rules: Mapping[str, Sequence[bytes]]
     sets: Sequence[bytes]
     elements: Mapping[str, Sequence[bytes]]
 
     def digest(self) -> bytes:
         """The same for the same listing.  A hundredth of the work of understanding it."""
         digest = hashlib.blake2b(digest_size=16)
-        for part in (self.chains, self.rules, self.sets, *self.elements.values()):
-            digest.update(len(part).to_bytes(4, "big"))
-            for each in part:
-                digest.update(each)
+        for part in (self.chains, self.sets, *self.elements.values(), *self.rules.values()):
+            digest.update(b"%d of " % len(part) + b"".join(part))
         return digest.digest()
 
 
@@ -83,9 +81,10 @@ class RuleReader:
 
     def list_all(self, tables: Tables) -> Listing:
         """Everything but the contents of dynamic sets, as the kernel writes it."""
+        chains = [said for said in tables.listed(nl.GET_CHAIN, b"", "listing chains") if self._is_ours(said)]
         return Listing(
-            chains=tables.listed(nl.GET_CHAIN, b"", "listing chains"),
-            rules=tables.listed(nl.GET_RULE, self._table, "listing rules"),
+            chains=chains,
+            rules={name: self._bodies(tables, name) for name in (as_text(parsed(said)[3]) for said in chains)},
             sets=tables.listed(nl.GET_SET, self._table, "listing sets"),
             elements={
                 name: tables.listed(nl.GET_ELEMENTS, self._table + text(2, name), f"listing {name}")
@@ -97,12 +96,9 @@ class RuleReader:
         """What a listing says."""
         found = Found()
         for said in map(parsed, listing.chains):
-            if as_text(said[1]) == self._name:
-                name = as_text(said[3])
-                found.chains[name] = []
-                self._hook(found, name, said)
-        for chain, rule in _chained(listing.rules):
-            found.chains.setdefault(chain, []).append(rule)
+            self._hook(found, as_text(said[3]), said)
+        for chain, bodies in listing.rules.items():
+            found.chains[chain] = _expressions(bodies)
         for said in map(parsed, listing.sets):
             found.sets[as_text(said[2])] = _made(said)
         for name, lists in listing.elements.items():
@@ -129,13 +125,15 @@ class RuleReader:
 
     def devices(self, tables: Tables) -> List[str]:
         """Those of which anything is left."""
-        names = [as_text(said[3]) for said in self._ours(tables, nl.GET_CHAIN, "listing chains")]
+        chains = tables.listed(nl.GET_CHAIN, b"", "listing chains")
+        names = [as_text(parsed(said)[3]) for said in chains if self._is_ours(said)]
         names += list(self.counters(tables))
         ours = {name.split("_", depth)[-1] for name in names for depth, kind in _kinds() if name.startswith(kind + "_")}
         return sorted(each for each in ours if each.startswith(self._instance))
 
-    def _ours(self, tables: Tables, kind: int, what: str) -> Iterable[Dict[int, bytes]]:
-        return (said for said in map(parsed, tables.listed(kind, b"", what)) if as_text(said[1]) == self._name)
+    def _is_ours(self, said: bytes) -> bool:
+        """The table's name comes first, whatever it is that is listed."""
+        return said.startswith(self._table)
 
     def _hook(self, found: Found, name: str, said: Mapping[int, bytes]) -> None:
         if 4 in said:
@@ -144,8 +142,11 @@ class RuleReader:
             found.hooks[name] = as_number(hook[1]), priority - (priority >> 31 << 32), as_number(said.get(5, b"\1"))
 
     def _list_rules(self, tables: Tables, chain: str) -> List[bytes]:
-        listed = tables.listed(nl.GET_RULE, self._table + text(2, chain), f"listing rules of {chain}")
-        return [rule for name, rule in _chained(listed) if name == chain]
+        return _expressions(self._bodies(tables, chain))
+
+    def _bodies(self, tables: Tables, chain: str) -> List[bytes]:
+        """One chain at a time: the kernel walks over all rules again for each piece of a list of all of them."""
+        return tables.listed(nl.GET_RULE, self._table + text(2, chain), f"listing rules of {chain}")
 
     def _read_local(self, tables: Tables, found: Found) -> None:
         for name in LOCAL.values():
@@ -179,10 +180,8 @@ def _intervals(lists: Iterable[bytes]) -> Tuple[Tuple[bytes, bool], ...]:
     return tuple(sorted(elements))
 
 
-def _chained(rules: Iterable[bytes]) -> Iterable[Tuple[str, bytes]]:
-    """(chain, expressions) of each rule."""
-    for said in map(parsed, rules):
-        yield as_text(said[2]), said.get(4, b"")
+def _expressions(bodies: Iterable[bytes]) -> List[bytes]:
+    return [parsed(said).get(4, b"") for said in bodies]
 
 
 def _made(said: Mapping[int, bytes]) -> Make:
