@@ -136,7 +136,7 @@ def a_spec(rig: hypervisor.Rig) -> VmSpec:
 def bare_xml(rig: hypervisor.Rig, spec: VmSpec, nwfilter: bool) -> str:
     paths = rig.disks.paths(spec)
     xml = domain_xml(spec, rig.tag(spec), PROFILES[rig.port.info().domain_type], paths.overlay, paths.seed,
-                     paths.golden, UNLIMITED)
+                     paths.golden, UNLIMITED, 2)
     root = ElementTree.fromstring(xml)
     for name in ("metadata", "cputune"):
         for element in root.findall(name):

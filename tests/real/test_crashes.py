@@ -17,15 +17,16 @@ from tests.support.waiting import until
 from vmagent.core import walltime
 from vmagent.core.actions import Do
 
-START = (Do.MAKE_OVERLAY, Do.MAKE_SEED, Do.WATCH_NETWORK, Do.DEFINE, Do.START_PAUSED, Do.RESUME)
+START = (Do.MAKE_OVERLAY, Do.MAKE_SEED, Do.APPLY_FIREWALL, Do.DEFINE, Do.START_PAUSED, Do.SHAPE, Do.RESUME)
+NETWORK = (Do.APPLY_FIREWALL, Do.SHAPE, Do.REMOVE_FIREWALL)
 ON_THE_WAY = ("frame-received", "decided", "committed", "acked", "sent", "receipted",
               *(f"{when}-{do.value}" for do in START for when in ("before", "after")), "ready")
-END = (Do.SHUTDOWN, Do.DESTROY, Do.UNDEFINE, Do.CLEAN_UP, Do.UNWATCH_NETWORK)
+END = (Do.SHUTDOWN, Do.DESTROY, Do.UNDEFINE, Do.CLEAN_UP, Do.REMOVE_FIREWALL)
 
 
 def args_for(point: str) -> Any:
     """A network, and so a guest that boots and answers, where the point is about it; else a VM ready as it runs."""
-    return start_args() if "network" in point else start_args(networks=None)
+    return start_args() if any(do.value in point for do in NETWORK) else start_args(networks=None)
 
 
 def ended(agent: Agent, controller: Controller, vm: str) -> None:

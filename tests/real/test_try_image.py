@@ -19,17 +19,18 @@ from tests.support.waiting import until
 from tests.support.wires import Wires
 from vmagent.config import ImageSettings
 from vmagent.core.actions import Action, Do
-from vmagent.core.model import ImageRef
-from vmagent.core.policy import CatalogueImage
+from vmagent.core.model import Firewall, ImageRef, Limits, NicLimits, Rule
+from vmagent.core.policy import CatalogueImage, SiteFirewall
+from vmagent.host.firewall import NftFirewall
 from vmagent.host.processes import ProcProcesses
-from vmagent.host.witness import NftWitness
 from vmagent.images.local import LocalImages
 from vmagent.lanes import Lanes
 
 pytestmark = pytest.mark.skipif(not wires.READY, reason=wires.NEEDED)
 
-BRIDGE = "ztbr1"
-V4, V6 = "203.0.113.10", "2001:db8:71::10"
+INSTANCE, BRIDGE = "ztr", "zbr1"
+PINGABLE = Limits(nics=(NicLimits(firewall=Firewall(inbound=(Rule("allow", "icmp"), Rule("allow", "icmpv6")))),))
+V4, V6 = "198.18.71.10", "2001:db8:71::10"
 BOOT_S = 60.0  # plain emulation on a busy machine
 
 
@@ -45,19 +46,20 @@ class Guest:
         entry = CatalogueImage(image["id"], image["file"], image["format"], image["sha512"])
         settings = ImageSettings(directory, folder / "overlays", folder / "seeds")
         self.images = LocalImages(settings, {entry.id: entry}, lanes)
-        self.witness = NftWitness("ztr", lanes)
-        self.wires = Wires(BRIDGE, "203.0.113.1/24", "2001:db8:71::1/64")
+        self.firewall = NftFirewall(INSTANCE, lanes, SiteFirewall())
+        self.wires = Wires(BRIDGE, "198.18.71.1/24", "2001:db8:71::1/64")
         of = building.spec(image=ImageRef(entry.id, entry.sha512, entry.format), disk_gib=1)
-        own = building.interface(of.vm, bridge=BRIDGE, addresses=(f"{V4}/24", f"{V6}/64"), gateways=("203.0.113.1",))
-        self.device = f"zt{own.device[:11]}"
-        self.spec = dataclasses.replace(of, interfaces=(dataclasses.replace(own, device=self.device),))
+        own = building.interface(of.vm, bridge=BRIDGE, addresses=(f"{V4}/24", f"{V6}/64"), gateways=("198.18.71.1",))
+        self.device = INSTANCE + own.device[-11:]
+        self.spec = dataclasses.replace(of, interfaces=(dataclasses.replace(own, device=self.device),), limits=PINGABLE)
         self.qemu: Any = None
 
     def boot(self) -> None:
         self.reactor.settle(self.images.start())
         for do in (Do.MAKE_OVERLAY, Do.MAKE_SEED):
             self.reactor.settle(self.images.perform(Action(do, self.spec)))
-        self.reactor.settle(self.witness.perform(Action(Do.WATCH_NETWORK, self.spec)))
+        self.reactor.settle(self.firewall.start())
+        self.reactor.settle(self.firewall.perform(Action(Do.APPLY_FIREWALL, self.spec)))
         wires.ip("tuntap", "add", self.device, "mode", "tap")
         wires.ip("link", "set", self.device, "master", BRIDGE, "up")
         overlay, seed = self.images.paths(self.spec.vm)
@@ -75,7 +77,7 @@ class Guest:
         return subprocess.run(argv, capture_output=True).returncode == 0
 
     def frames(self) -> int:
-        return self.reactor.settle(self.witness.watched())[self.device]
+        return self.reactor.settle(self.firewall.watched())[self.device]
 
     def power_button(self) -> None:
         with socket.socket(socket.AF_UNIX) as monitor:
@@ -96,7 +98,7 @@ class Guest:
             self.qemu.kill()
             self.qemu.wait()
         subprocess.run(["ip", "link", "del", self.device], capture_output=True)
-        subprocess.run(["nft", "delete", "table", "bridge", self.witness.table], capture_output=True)
+        subprocess.run(["nft", "delete", "table", "bridge", self.firewall.table], capture_output=True)
         self.wires.close()
 
 

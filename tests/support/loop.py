@@ -23,9 +23,10 @@ class RealLoop(task.Clock):  # type: ignore[misc,unused-ignore]
         self._calls.put((call, args))
 
     def turn(self, wait_s: float = 0.02) -> None:
-        """Run what threads handed in and what is due."""
+        """Run what threads handed in and what is due; wait no longer than until something is."""
+        due = min((call.getTime() for call in self.calls), default=float("inf")) - time.monotonic()
         try:
-            call, args = self._calls.get(timeout=wait_s)
+            call, args = self._calls.get(timeout=max(0.0, min(wait_s, due)))
             call(*args)
             while not self._calls.empty():
                 call, args = self._calls.get()

@@ -24,7 +24,7 @@ def running(lifetime_s: int = 3600, **kw: Any) -> VmRecord:
 
 
 def seen() -> Any:
-    return b.observed(leftovers=frozenset({"overlay", "seed", "witness"}))
+    return b.observed(leftovers=frozenset({"overlay", "seed", "firewall"}))
 
 
 def test_the_ladder_begins_a_grace_time_before_the_end() -> None:

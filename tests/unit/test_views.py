@@ -166,7 +166,7 @@ CLOSED = record(journal=ran(1000.0, ended_at=1500.0), outcome=Outcome.KILLED, de
         (ENDED, observed(Seen.MISSING, leftovers=frozenset({"interface"})), False, False),
         (ENDED, observed(Seen.MISSING, leftovers=frozenset({"overlay"})), False, False),
         (ENDED, observed(Seen.MISSING, leftovers=frozenset({"seed"})), False, False),
-        (ENDED, observed(Seen.MISSING, leftovers=frozenset({"witness"})), True, False),
+        (ENDED, observed(Seen.MISSING, leftovers=frozenset({"firewall"})), True, False),
         (ENDED, observed(Seen.OFF), False, False),
         (ENDED, observed(Seen.STUCK), False, False),
         (ENDED, observed(Seen.RUNNING), False, False),

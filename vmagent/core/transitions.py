@@ -54,7 +54,7 @@ class Facts:
     proven: bool = False  # (2, 4) every limit just read back is as wanted
     io_error: bool = False  # (4) paused by an I/O error or a crash
     grace_over: bool = False  # (3)
-    left: bool = False  # (5) overlay, seed, witness or interface are still there
+    left: bool = False  # (5) overlay, seed, rules or interface are still there
     attempted: bool = False  # (1) a start was committed once
 
 
