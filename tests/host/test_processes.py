@@ -80,6 +80,19 @@ def test_a_stopped_process_is_halted_until_it_goes_on(start: Start) -> None:
     until(lambda: processes.halted([VM, OTHER]) == frozenset(), 5)
 
 
+def test_process_ids_are_of_those_that_live(start: Start) -> None:
+    processes = ProcProcesses()
+    assert processes.pids([VM]) == {}
+    first, second = start(), start("-uuid", OTHER)
+    assert processes.pids([VM, OTHER]) == {VM: first.pid, OTHER: second.pid}
+    first.kill()
+    first.wait()
+    assert processes.pids([VM, OTHER]) == {OTHER: second.pid}
+    again = start()
+    assert processes.pids([VM]) == {VM: again.pid}
+    assert processes.pids([]) == {}
+
+
 def test_whoever_has_no_process_is_not_halted() -> None:
     assert ProcProcesses().halted([VM]) == frozenset()
     assert ProcProcesses().halted([]) == frozenset()

@@ -77,16 +77,19 @@ def periods(pid):
     return int(stat["nr_periods"]), int(stat["nr_throttled"])
 
 
-def assert_held(pid, cap):
-    """Under its cap; and where the host gave it enough to be held back, not far under."""
-    before = periods(pid)
-    measured = percent(pid)
+def held_back(pid):
+    """Percent of a core while it was out of quota in nearly every period; None = the host gave it less than that."""
+    before, used = periods(pid), percent(pid)
     counted, throttled = (now - then for now, then in zip(periods(pid), before))
-    assert throttled > 0, "it was never out of quota: this proves nothing"
-    assert cap * throttled / counted - POINTS <= measured <= cap + POINTS
+    return used if throttled >= 0.8 * counted else None
 
 
-@pytest.mark.parametrize("cap,cores", [(20, 1), (37, 3), (60, 4)])
+def assert_held(pid, cap):
+    used = until(lambda: held_back(pid), 120, "its cap is what holds it back")
+    assert abs(used - cap) <= POINTS
+
+
+@pytest.mark.parametrize("cap,cores", [(10, 1), (25, 3), (40, 4)])
 def test_a_busy_guest_stays_under_its_cap(rig, cap, cores):
     spec = rig.spec(cores=cores, cpu_cap_core_percent=cap)
     rig.begin(spec, Do.RESUME)
@@ -103,7 +106,9 @@ def test_without_its_cap_it_would_take_more(rig):
     """The measurement sees what the cap prevents."""
     spec = rig.spec(cores=2, cpu_cap_core_percent=None)
     rig.begin(spec, Do.RESUME)
-    assert percent(pid_of(spec.vm)) > 20 + POINTS
+    pid = pid_of(spec.vm)
+    until(lambda: percent(pid) > 10 + POINTS, 120, "it takes more")
+    assert periods(pid)[1] == 0
 
 
 def test_a_cap_of_more_than_a_core_is_one_cap(rig):
@@ -132,7 +137,7 @@ def test_a_cap_that_is_lowered_and_raised_takes_effect_on_the_running_guest(rig)
     rig.begin(spec, Do.RESUME)
     pid = pid_of(spec.vm)
     cgroups = HostCgroups(Lanes("systemctl", 1, rig.loop), ProcProcesses())
-    for cap in (10, 40):
+    for cap in (10, 30):
         rig.do(Do.APPLY_CPU, spec, cpu=hypervisor.percent(cap))
         assert cgroups.seen((spec.vm,))[spec.vm].cpu == hypervisor.percent(cap)
         assert_held(pid, cap)

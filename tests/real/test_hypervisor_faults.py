@@ -16,7 +16,7 @@ import pytest
 
 from tests.support import hypervisor, libvirtd
 from tests.support.waiting import until
-from vmagent.core import limits
+from vmagent.core import quota
 from vmagent.core.actions import Do
 from vmagent.core.model import Seen
 from vmagent.errors import Fault, FaultKind
@@ -105,7 +105,7 @@ def test_one_frozen_guest_is_one_frozen_guest(watchful, ice):
     ice.freeze(ice.pids(sick.vm))
     host = rig.result(rig.port.observe_all(), 10)
     assert {host.domains[s.vm].seen for s in (sick, well)} == {Seen.RUNNING}
-    assert limits.cpu_holds(sick, host.domains[sick.vm].cpu)
+    assert quota.same(quota.cpu_limit(sick), host.domains[sick.vm].cpu)
     with pytest.raises(Fault) as caught:
         rig.do(Do.PAUSE, sick)
     assert caught.value.kind is FaultKind.BUSY

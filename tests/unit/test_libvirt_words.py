@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import building
 from vmagent.core.drivers import PROFILES
-from vmagent.core.model import CpuLimit, Seen
+from vmagent.core.model import CpuLimit, DiskIo, Seen
 from vmagent.errors import Fault, FaultKind
 from vmagent.hypervisor import perform
 from vmagent.hypervisor.faults import kind
@@ -162,3 +162,38 @@ def test_what_was_never_alive_is_off_at_once_and_elsewhere_too():
     kvm = eyes("kvm")
     kvm._settled(vm, Seen.RUNNING, "booted", 100.0)
     assert kvm._settled(vm, Seen.OFF, "shutdown", 100.1) == (Seen.OFF, "shutdown")
+
+
+class Described:
+    """A domain with an XML that somebody changes."""
+
+    def __init__(self):
+        self.number, self.limit, self.asked = 1, 5, 0
+
+    def ID(self):
+        return self.number
+
+    def XMLDesc(self, flags):
+        self.asked += 1
+        disk = f"<disk><target dev='vda'/><iotune><read_iops_sec>{self.limit}</read_iops_sec></iotune></disk>"
+        return f"<domain><memory>1024</memory><devices>{disk}</devices></domain>"
+
+
+def test_an_xml_that_cannot_have_changed_is_not_asked_for():
+    looking, domain = eyes("kvm"), Described()
+    first = looking._known_parts(domain, "u", False)
+    domain.limit = 6
+    assert looking._known_parts(domain, "u", False) is first
+    looking.forget("u")
+    assert looking._known_parts(domain, "u", False).disk_io == DiskIo(None, None, 6)
+    domain.number, domain.limit = 2, 7
+    assert looking._known_parts(domain, "u", False).disk_io == DiskIo(None, None, 7)
+    assert domain.asked == 3
+
+
+def test_where_a_disk_is_limited_no_event_is_needed_to_see_a_change():
+    looking, domain = eyes("kvm"), Described()
+    first = looking._known_parts(domain, "u", True)
+    assert looking._known_parts(domain, "u", True) is first
+    domain.limit = 6
+    assert looking._known_parts(domain, "u", True).disk_io == DiskIo(None, None, 6)

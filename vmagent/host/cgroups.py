@@ -25,7 +25,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from twisted.internet.defer import Deferred, fail
 
@@ -34,7 +34,7 @@ from vmagent.core import quota
 from vmagent.core.actions import Action, Do
 from vmagent.core.model import CgroupSeen, CpuLimit
 from vmagent.errors import Fault, FaultKind
-from vmagent.host.processes import ProcProcesses
+from vmagent.host.processes import ProcProcesses, kernel_text
 from vmagent.lanes import Lanes
 
 _GUEST = re.compile(r"machine-qemu\\x2d[A-Za-z0-9:_.\\-]+\.scope|.+\.libvirt-qemu")
@@ -72,8 +72,8 @@ class HostCgroups:
         self._lanes = lanes
         self._processes = processes
         self._proc = proc
-        self._v1 = root / "cpu"
-        self._v2 = root if (root / "cgroup.controllers").exists() else root / "unified"
+        unified = (root / "cgroup.controllers").exists()
+        self._roots = {1: str(root / "cpu"), 2: str(root if unified else root / "unified")}
         self._systemctl = systemctl
         self._overheads: Dict[str, Optional[int]] = {}  # by VM id, oldest look first; None = not to be had
 
@@ -121,8 +121,9 @@ class HostCgroups:
             place = self._place(pid)
             if place is None:
                 return None
-            limits = [self._limit(place.version, level) for level in place.levels]
-            weight = self._weight(place.version, place.levels[0])
+            folders = [f"{self._roots[place.version]}/{level}" for level in place.levels]
+            limits = [_LIMITS[place.version](folder) for folder in folders]
+            weight = quota.from_shares(int(kernel_text(f"{folders[0]}/{_WEIGHTS[place.version]}")), place.version)
         except (OSError, ValueError):
             return None
         if not place.scope:
@@ -132,7 +133,7 @@ class HostCgroups:
     def _place(self, pid: int) -> Optional[_Place]:
         """Where the process is in the hierarchy that has the cpu controller; None = in no guest's cgroup."""
         try:
-            lines = (self._proc / str(pid) / "cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = kernel_text(f"{self._proc}/{pid}/cgroup").splitlines()
         except OSError:
             return None
         paths = {name: path for _, controllers, path in (line.split(":", 2) for line in lines)
@@ -140,17 +141,6 @@ class HostCgroups:
         version, path = (1, paths["cpu"]) if "cpu" in paths else (2, paths.get("", "/"))
         levels = _levels(path)
         return _Place(version, levels) if levels else None
-
-    def _limit(self, version: int, level: str) -> CpuLimit:
-        if version == 1:
-            folder = self._v1 / level
-            return _cpu(_number(folder / "cpu.cfs_period_us"), _number(folder / "cpu.cfs_quota_us"))
-        most, period = (self._v2 / level / "cpu.max").read_text(encoding="ascii").split()
-        return _cpu(int(period), -1 if most == "max" else int(most))
-
-    def _weight(self, version: int, level: str) -> int:
-        number = self._v1 / level / "cpu.shares" if version == 1 else self._v2 / level / "cpu.weight"
-        return quota.from_shares(_number(number), version)
 
     def _overhead(self, pid: int, memory_mib: int) -> Optional[int]:
         """None = it went away, or its guest's memory cannot be told from the rest."""
@@ -196,9 +186,15 @@ def _tightest(limits: List[CpuLimit]) -> CpuLimit:
     return min(limits, key=lambda each: float("inf") if each.quota_us < 0 else each.quota_us / each.period_us)
 
 
-def _cpu(period_us: int, quota_us: int) -> CpuLimit:
-    return CpuLimit(period_us, quota_us if quota_us > 0 else -1)
+def _limit_v1(folder: str) -> CpuLimit:
+    most = int(kernel_text(f"{folder}/cpu.cfs_quota_us"))
+    return CpuLimit(int(kernel_text(f"{folder}/cpu.cfs_period_us")), most) if most > 0 else quota.UNLIMITED
 
 
-def _number(path: Path) -> int:
-    return int(path.read_text(encoding="ascii"))
+def _limit_v2(folder: str) -> CpuLimit:
+    most, period = kernel_text(f"{folder}/cpu.max").split()
+    return quota.UNLIMITED if most == "max" else CpuLimit(int(period), int(most))
+
+
+_LIMITS: Mapping[int, Callable[[str], CpuLimit]] = {1: _limit_v1, 2: _limit_v2}
+_WEIGHTS = {1: "cpu.shares", 2: "cpu.weight"}

@@ -12,6 +12,7 @@ Rules
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, FrozenSet, Iterator, Mapping, Optional, Sequence, Tuple
@@ -72,7 +73,7 @@ class ProcProcesses:
         process = self._known.get(vm)
         if process is None:
             return None
-        state, started = _stat(self._proc / str(process.pid))
+        state, started = _stat(f"{self._proc}/{process.pid}")
         if started != process.started or state in _GONE:
             self._known.pop(vm, None)
             return None
@@ -80,7 +81,7 @@ class ProcProcesses:
 
     def _look(self) -> None:
         """Go through the process table, and forget who is gone."""
-        found = {vm: _Process(int(path.name), _stat(path)[1]) for path, vm in self._guests()}
+        found = {vm: _Process(int(path.name), _stat(str(path))[1]) for path, vm in self._guests()}
         for vm in set(self._known) - found.keys():
             self._state(vm)
         self._known.update(found)
@@ -103,10 +104,22 @@ def _vm_of(path: Path) -> Optional[str]:
     return arguments[arguments.index(_UUID) + 1].decode("ascii", "replace")
 
 
-def _stat(path: Path) -> Tuple[str, int]:
+def kernel_text(path: str) -> str:
+    """One of the kernel's small files, of less than a page.  Errors: OSError.
+
+    Without Path and the layers of `open`, which cost several times as much: these are read for every guest.
+    """
+    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(number, 4096).decode("utf-8", "replace")
+    finally:
+        os.close(number)
+
+
+def _stat(path: str) -> Tuple[str, int]:
     """State letter of the main thread and start time; ("X", -1) when there is no such process."""
     try:
-        text = (path / "stat").read_text(encoding="ascii", errors="replace")
+        text = kernel_text(f"{path}/stat")
     except OSError:
         return "X", -1
     fields = text.rpartition(")")[2].split()  # the name before it may hold anything

@@ -1,0 +1,24 @@
+"""A guest of 512 bytes that is never idle: every vCPU loops, and the first reads a sector again and again, so that
+QEMU's own threads are busy too.
+
+    cli; xor %ax,%ax; mov %ax,%ds; mov %ax,%es; mov %ax,%ss; mov $0x7c00,%sp; mov %dl,drive
+    lgdt gdtr; mov %cr0,%eax; or $1,%al; mov %eax,%cr0; mov $8,%bx; mov %bx,%ds; and $0xfe,%al; mov %eax,%cr0
+    xor %bx,%bx; mov %bx,%ds                    # 4 GiB can be reached in real mode
+    movw $0xfeeb,0x8000                         # jmp . : what the other vCPUs run
+    mov $0xfee00300,%edi                        # the local APIC's command register
+    movl $0x000c4500,(%edi); mov $4,%dx         # INIT to all others
+ 1: xor %cx,%cx; 2: loop 2b
+    movl $0x000c4608,(%edi); dec %dx; jnz 1b    # start at 0x8000
+    sti
+ 3: mov $0x0201,%ax; mov $1,%cx; xor %dh,%dh; mov drive,%dl; mov $0x8200,%bx; int $0x13; jmp 3b
+"""
+
+from __future__ import annotations
+
+_CODE = bytes.fromhex(
+    "fa31c08ed88ec08ed0bc007c88167b7c0f0116757c0f20c00c010f22c0bb08008edb24fe0f22c031db8edbc7060080ebfe66bf0003e0fe6766"
+    "c70700450c00ba040031c9e2fe6766c70708460c004a75f1fbb80102b9010030f68a167b7cbb0082cd13ebed0000000000000000ffff000000"
+    "92cf000f00657c0000"
+)
+BUSY = _CODE + bytes(510 - len(_CODE)) + b"\x55\xaa"
+DISK_BYTES = 2 * 2**20  # SeaBIOS reads nothing from a disk of less than about one MiB
