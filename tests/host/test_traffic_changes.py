@@ -27,7 +27,7 @@ CHANGES = 50
 
 @pytest.fixture(scope="module")
 def kept() -> Iterator[Ground]:
-    for made in grounds(INSTANCE, "shaped"):
+    for made in grounds(INSTANCE, "guarded"):
         made.ports["stranger"] = made.plug(STRANGER)
         yield made
 

@@ -207,10 +207,11 @@ class Ground:
             self.reactor.settle(self.shaper.perform(Action(Do.SHAPE, spec)))
 
     def passes(self, case: Case) -> bool:
-        """Whether the frame arrives; what is sent before it arrives or not as it may."""
+        """Whether the frame arrives; what is sent before it arrives or not as it may, but has been judged."""
         self.introduce()
         for start, content in case.before:
             self.ports[start].send(content)
+            self.judged(start)
         self.ports[case.start].send(case.frame)
         return frames.marks_of(case.frame)[-1] in self.arrived(case.start, case.to)
 
@@ -219,6 +220,10 @@ class Ground:
         for end in ("a", "b", "outside"):
             self.ports[end].send(self.good(end, end))
         self.ports["outside"].send(frames.arp(ROUTER, 1, (ROUTER, beyond(1).v4), (ROUTER, beyond(1).v4)))
+
+    def judged(self, start: str) -> None:
+        """Return when everything sent from `start` is through; an ifb takes its time."""
+        self.arrived(start, "a" if start == "outside" else "outside")
 
     def arrived(self, start: str, to: str) -> Set[bytes]:
         """The marks of everything that went from `start` to `to` up to now."""
