@@ -16,9 +16,10 @@ from vmagent.core.shaping import FASTEST_KBIT, ISOLATED, Rate, Tools, Wish
 PLAIN = Tools("", "u32")
 FAIR = Tools("fq_codel", "matchall")
 TAP, IFB, BRIDGE = "vaaaaaaaaaaaaa", "vabbbbbbbbbbbb", "vmbr0"
+MAC = "02:00:00:00:00:01"
 IN, OUT = Rate(10_000, 1522), Rate(20_000, 1522)
-WISH = Wish(TAP, IFB, BRIDGE, IN, OUT)
-FREE = Wish(TAP, IFB, BRIDGE)
+WISH = Wish(TAP, IFB, BRIDGE, IN, OUT, MAC)
+FREE = Wish(TAP, IFB, BRIDGE, mac=MAC)
 
 
 def queue(rate: Rate, **kw: Any) -> Queue:
@@ -128,7 +129,7 @@ def test_nothing_differs() -> None:
         ),
         ({"tap": Link(TAP, up=True, bridge="br9", guard=True)}, f"port: in bridge br9, not {BRIDGE}"),
         ({"tap": Link(TAP, up=True, guard=True)}, f"port: in no bridge, not {BRIDGE}"),
-        ({"tap": Link(TAP, up=True, bridge=BRIDGE)}, "port: no BPDU guard"),
+        ({"tap": Link(TAP, up=True, bridge=BRIDGE)}, "port: no BPDU guard, or the bridge learns from it"),
         ({"tap": Link(TAP, bridge=BRIDGE, guard=True, alias=ISOLATED)}, "isolated: taken down by vmagent"),
         ({"tap": None}, "missing: no such interface"),
     ],
@@ -168,7 +169,7 @@ def test_a_fresh_interface_gets_everything() -> None:
     assert tctext.ip_lines(WISH, FRESH) == [
         f"link add name {IFB} type ifb",
         f"link set dev {IFB} up",
-        f"link set dev {TAP} type bridge_slave guard on",
+        f"link set dev {TAP} type bridge_slave guard on learning off",
     ]
     assert tctext.tc_lines(WISH, FRESH, PLAIN) == [
         f"qdisc replace dev {TAP} root handle 1: tbf rate 10000kbit burst 12500 latency 50000us",
@@ -243,7 +244,7 @@ def test_an_interface_that_went_leaves_its_ifb_only() -> None:
 def test_a_port_goes_back_to_its_bridge_and_is_guarded_there() -> None:
     assert tctext.ip_lines(WISH, as_wished(tap=Link(TAP, bridge="br9", guard=True))) == [
         f"link set dev {TAP} master {BRIDGE}",
-        f"link set dev {TAP} type bridge_slave guard on",
+        f"link set dev {TAP} type bridge_slave guard on learning off",
     ]
 
 
@@ -332,7 +333,7 @@ def test_a_queue_is_understood_with_its_leaf_and_without() -> None:
 def test_a_link_is_understood() -> None:
     said = {
         "ifname": TAP, "flags": ["NO-CARRIER", "UP"], "master": BRIDGE, "ifalias": ISOLATED,
-        "linkinfo": {"info_kind": "tun", "info_data": {"persist": True}, "info_slave_data": {"guard": True}},
+        "linkinfo": {"info_kind": "tun", "info_data": {"persist": True}, "info_slave_data": {"guard": True, "learning": False}},
     }  # fmt: skip
     assert qdiscs.link(said) == Link(TAP, "tun", True, False, True, BRIDGE, True, ISOLATED)
     assert qdiscs.link({"ifname": "lo", "flags": []}) == Link("lo")

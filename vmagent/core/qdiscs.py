@@ -26,7 +26,7 @@ class Link:
     carrier: Optional[bool] = None  # None = not to be known while it is down
     persistent: bool = False  # a tap that outlives who opened it
     bridge: str = ""
-    guard: bool = False  # BPDU guard of its bridge port
+    guard: bool = False  # BPDU guard of its bridge port is on, and the bridge learns no address from it
     alias: str = ""
 
 
@@ -68,6 +68,7 @@ def link(said: Mapping[str, Any]) -> Link:
     """One object of `ip -j -d link show`."""
     flags = said.get("flags", ())
     info = said.get("linkinfo", {})
+    port = info.get("info_slave_data", {})
     return Link(
         name=said["ifname"],
         kind=info.get("info_kind", ""),
@@ -75,7 +76,7 @@ def link(said: Mapping[str, Any]) -> Link:
         carrier="LOWER_UP" in flags if "UP" in flags else None,  # NO-CARRIER comes up to a second late
         persistent=info.get("info_data", {}).get("persist") is True,
         bridge=said.get("master", ""),
-        guard=info.get("info_slave_data", {}).get("guard") is True,
+        guard=port.get("guard") is True and port.get("learning") is False,
         alias=said.get("ifalias", ""),
     )
 

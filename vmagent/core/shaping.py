@@ -39,6 +39,7 @@ _FRAMING = 22  # bytes around an MTU: Ethernet header, one VLAN tag, checksum
 _TOLERANCE = 0.01  # tc keeps bursts and latencies as time, in ticks
 _DEVICE = re.compile(r"[a-z0-9]{1,15}")
 _BRIDGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Wish:
     bridge: str
     inward: Optional[Rate] = None
     outward: Optional[Rate] = None
+    mac: str = ""  # of the guest: told to the bridge, which learns nothing from its port
 
     @property
     def limited(self) -> bool:
@@ -114,12 +116,15 @@ def _wish(instance: str, interface: Interface, limits: NicLimits) -> Wish:
         raise ValueError(f"not an interface of {instance!r}: {interface.device!r}")
     if not _BRIDGE.fullmatch(interface.bridge):
         raise ValueError(f"not a bridge's name: {interface.bridge!r}")
+    if not _MAC.fullmatch(interface.mac):
+        raise ValueError(f"not a MAC address: {interface.mac!r}")
     return Wish(
         interface.device,
         ifb,
         interface.bridge,
         rate(limits.bandwidth_in_kbit, interface.mtu),
         rate(limits.bandwidth_out_kbit, interface.mtu),
+        interface.mac,
     )
 
 
@@ -204,5 +209,5 @@ def _port(wish: Wish, tap: Link) -> List[str]:
     if tap.bridge != wish.bridge:
         words.append(f"in {'bridge ' + tap.bridge if tap.bridge else 'no bridge'}, not {wish.bridge}")
     if not tap.guard:
-        words.append("no BPDU guard")
+        words.append("no BPDU guard, or the bridge learns from it")
     return words

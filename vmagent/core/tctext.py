@@ -1,4 +1,4 @@
-"""The lines for `ip -b` and `tc -b` that lead from what is seen on an interface to what is wished (shaping.py).
+"""The lines for `ip -b`, `bridge -b` and `tc -b` that lead from what is seen on an interface to what is wished (shaping.py).
 
 Rules
 
@@ -38,8 +38,18 @@ def _port_lines(wish: Wish, tap: Link) -> List[str]:
     moved = tap.bridge != wish.bridge
     lines = [f"link set dev {wish.device} master {wish.bridge}"] if wish.bridge and moved else []
     if wish.bridge and (moved or not tap.guard):
-        lines.append(f"link set dev {wish.device} type bridge_slave guard on")
+        lines.append(f"link set dev {wish.device} type bridge_slave guard on learning off")
     return lines
+
+
+def bridge_lines(wish: Wish, seen: NicSeen) -> List[str]:
+    """For `bridge -b`, after `ip`: where the guest is.  The bridge learns nothing from a guest's port: the kernel hands
+    some frames (LLDP, and BPDUs with the spanning tree on) past every hook, and would learn whatever they claim.
+    """
+    tap = seen.tap
+    if tap is None or not wish.bridge or (tap.guard and tap.bridge == wish.bridge):
+        return []
+    return [f"fdb replace {wish.mac} dev {wish.device} master static"]
 
 
 def tc_lines(wish: Wish, seen: NicSeen, tools: Tools) -> List[str]:

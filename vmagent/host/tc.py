@@ -1,4 +1,4 @@
-"""`ip` and `tc` in batch mode: texts on stdin, JSON back.  Blocking: for lanes' threads only.
+"""`ip`, `bridge` and `tc` in batch mode: texts on stdin, JSON back.  Blocking: for lanes' threads only.
 
 Rules
 
@@ -28,10 +28,11 @@ _TRIAL = Rate(1000, 1522)
 
 @dataclass(frozen=True)
 class TrafficControl:
-    """ip, tc: names or paths of the programs."""
+    """ip, tc, bridge: names or paths of the programs."""
 
     ip: str = "ip"
     tc: str = "tc"
+    bridge: str = "bridge"
 
     def read(self, wishes: Sequence[Wish]) -> Dict[str, NicSeen]:
         """What there is, by the wish's device.  Faults: UNKNOWN."""
@@ -60,12 +61,11 @@ class TrafficControl:
         said = self._ask(self.tc, [], [f"filter show dev {tap} ingress" for tap in taps])
         return frozenset(each.to for document in said for each in _understood(qdiscs.redirects, document))
 
-    def change(self, ip_lines: Sequence[str], tc_lines: Sequence[str]) -> None:
+    def change(self, ip_lines: Sequence[str], tc_lines: Sequence[str], bridge_lines: Sequence[str] = ()) -> None:
         """Do these, `ip` first.  Faults: ChildFailed with the program's words, UNKNOWN."""
-        if ip_lines:
-            children.run([self.ip, "-b", "-"], CHILD_S, stdin=_text(ip_lines))
-        if tc_lines:
-            children.run([self.tc, "-b", "-"], CHILD_S, stdin=_text(tc_lines))
+        for program, lines in ((self.ip, ip_lines), (self.bridge, bridge_lines), (self.tc, tc_lines)):
+            if lines:
+                children.run([program, "-b", "-"], CHILD_S, stdin=_text(lines))
 
     def apply(self, wishes: Sequence[Wish], seen: Mapping[str, NicSeen], tools: Tools) -> None:
         """From `seen` to what is wished.  Faults: REFUSED, UNKNOWN."""
@@ -74,7 +74,7 @@ class TrafficControl:
         except ValueError as error:
             raise Fault(FaultKind.REFUSED, str(error)) from None
         tc_lines = [line for wish in wishes for line in tctext.tc_lines(wish, seen[wish.device], tools)]
-        self.change(ip_lines, tc_lines)
+        self.change(ip_lines, tc_lines, [line for wish in wishes for line in tctext.bridge_lines(wish, seen[wish.device])])
 
     def probe(self, scratch: Wish) -> Tuple[Optional[Tools], str]:
         """(the best that works, if anything does; what was refused), by trying between two ifbs of ours.
