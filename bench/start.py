@@ -28,8 +28,6 @@ from pathlib import Path
 from typing import Any, Callable, Dict, FrozenSet, List, Mapping
 
 from twisted.internet.defer import Deferred, succeed
-from vmagent.host.cgroups import HostCgroups
-from vmagent.host.firewall import NftFirewall
 
 from tests.support import building, hypervisor, libvirtd
 from vmagent.consequences import Consequences
@@ -40,6 +38,8 @@ from vmagent.core.drivers import PROFILES
 from vmagent.core.model import Firewall, Limits, NicLimits, Now, Rule, Seen, VmSpec
 from vmagent.core.policy import SiteFirewall
 from vmagent.core.quota import UNLIMITED
+from vmagent.host.cgroups import HostCgroups
+from vmagent.host.firewall import NftFirewall
 from vmagent.host.processes import ProcProcesses
 from vmagent.host.shaper import TcShaper
 from vmagent.lanes import Lanes
