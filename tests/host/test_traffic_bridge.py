@@ -88,6 +88,16 @@ def test_a_guest_s_address_is_not_taken_from_it(ground: Ground, guarded: bool) -
     assert (frames.marks_of(to_a)[-1] in ground.arrived("outside", "a")) == guarded
 
 
+def test_nor_does_the_outside_take_it(ground: Ground, guarded: bool) -> None:
+    """A looped or forged frame from the uplink moves no guest there; and it would not come back by itself."""
+    ground.introduce()
+    ground.ports["outside"].send(sent_udp(Station(A.mac, NEIGHBOUR.v4), HOST, 1, 2))
+    ground.arrived("outside", "a")
+    to_a = frames.arp(HOST.mac, 2, (HOST.mac, HOST.v4), (A.mac, A.v4), A.mac)
+    ground.ports["host"].send(to_a)
+    assert (frames.marks_of(to_a)[-1] in ground.arrived("host", "a")) == guarded
+
+
 def root_port(ground: Ground) -> int:
     """Where the bridge believes the root to be; 0 = it is the root itself."""
     listed = json.loads(ran("ip", "-d", "-j", "link", "show", ground.bridge))

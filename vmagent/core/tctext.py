@@ -45,11 +45,12 @@ def _port_lines(wish: Wish, tap: Link) -> List[str]:
 def bridge_lines(wish: Wish, seen: NicSeen) -> List[str]:
     """For `bridge -b`, after `ip`: where the guest is.  The bridge learns nothing from a guest's port: the kernel hands
     some frames (LLDP, and BPDUs with the spanning tree on) past every hook, and would learn whatever they claim.
+    Sticky: a static entry alone follows whoever uses the guest's address elsewhere, and would never come back.
     """
     tap = seen.tap
     if tap is None or not wish.bridge or (tap.guard and tap.bridge == wish.bridge):
         return []
-    return [f"fdb replace {wish.mac} dev {wish.device} master static"]
+    return [f"fdb replace {wish.mac} dev {wish.device} master static sticky"]
 
 
 def tc_lines(wish: Wish, seen: NicSeen, tools: Tools) -> List[str]:
