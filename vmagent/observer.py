@@ -11,6 +11,9 @@ import dataclasses
 import logging
 from typing import Dict, FrozenSet, Mapping, Optional, Sequence, Tuple
 
+from twisted.internet.defer import FirstError, gatherResults
+from twisted.python.failure import Failure
+
 from vmagent import ports
 from vmagent.core import identity, proof
 from vmagent.core.model import DomainSeen, HostSeen, NetworkSeen, Observed, Seen, VmRecord, VmSpec
@@ -75,8 +78,9 @@ class Observer:
 
     async def read_back(self, specs: Sequence[VmSpec]) -> bool:
         """Compare the network limits of these VMs with their wishes.  A fault is told, leaves what was known: False."""
+        reading = [self._firewall.drift(specs), self._shaper.drift(specs)]  # both at once
         try:
-            rules, rates = await self._firewall.drift(specs), await self._shaper.drift(specs)
+            rules, rates = await gatherResults(reading, consumeErrors=True).addErrback(_first)
         except Fault as fault:
             self._world.degraded["network-limits"] = f"they cannot be read back: {fault}"
             log.warning("network limits cannot be read back: %s", fault)
@@ -161,10 +165,10 @@ class Observer:
         devices = [interface.device for interface in record.spec.interfaces]
         if devices and await self._guarded(devices):
             found.add("firewall")
-        if domain.seen in (Seen.MISSING, Seen.OFF):
+        if domain.seen in (Seen.MISSING, Seen.OFF) and _tried(record):
             found |= self._processes.leftovers(record.vm, devices)
-            shaped = [identity.shaper_name(i.device) for i in record.spec.interfaces]
-            found |= {"shaper"} if "interface" in self._processes.leftovers(record.vm, shaped) else set()
+            if self._processes.present([identity.shaper_name(device) for device in devices]):
+                found.add("shaper")
         return frozenset(found)
 
     async def _guarded(self, devices: Sequence[str]) -> bool:
@@ -184,3 +188,14 @@ class Observer:
 
     def _speaking(self, record: VmRecord) -> Tuple[str, ...]:
         return tuple(i.device for i in record.spec.interfaces if self._frames.get(i.device, 0) > 0)
+
+
+def _tried(record: VmRecord) -> bool:
+    """Whether anything of this VM can be there beside its files: the whole process table is a costly look."""
+    return record.journal.attempt_boot != "" or record.journal.may_have_run or record.outcome is not None
+
+
+def _first(failure: Failure) -> Failure:
+    """What failed, without the wrapping of several."""
+    several = failure.value
+    return several.subFailure if isinstance(several, FirstError) else failure

@@ -182,6 +182,9 @@ class Processes(Protocol):
     def leftovers(self, vm: str, devices: Sequence[str]) -> FrozenSet[str]:
         """Of "process" (a QEMU with this uuid) and "interface" (one of these devices exists).  Quick, local."""
 
+    def present(self, devices: Sequence[str]) -> FrozenSet[str]:
+        """Those of these interfaces that exist.  Quick, local."""
+
     def halted(self, vms: Sequence[str]) -> FrozenSet[str]:
         """Those whose QEMU main thread is in state T or D right now."""
 

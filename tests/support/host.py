@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from tests.support import building
 from tests.support.hostnet import HostCgroups, HostFirewall, HostShaper
 from tests.support.world import World as VmWorld
+from vmagent.core import identity
 from vmagent.core.actions import Action, Do
 from vmagent.core.model import DomainSeen, ForeignSeen, HostSeen, HypervisorInfo, Now, Seen
 from vmagent.errors import Fault, FaultKind
@@ -97,6 +98,11 @@ class FakeHost:
 
     def free_gib(self) -> Deferred[int]:
         return succeed(500)
+
+    def present(self, devices: Sequence[str]) -> FrozenSet[str]:
+        shapers = {identity.shaper_name(i.device) for w in self.worlds.values() if "shaper" in w.left
+                   for i in w.spec.interfaces}
+        return frozenset(devices) & shapers
 
     def halted(self, vms: Sequence[str]) -> FrozenSet[str]:
         return frozenset()

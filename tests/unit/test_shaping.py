@@ -333,7 +333,8 @@ def test_a_queue_is_understood_with_its_leaf_and_without() -> None:
 def test_a_link_is_understood() -> None:
     said = {
         "ifname": TAP, "flags": ["NO-CARRIER", "UP"], "master": BRIDGE, "ifalias": ISOLATED,
-        "linkinfo": {"info_kind": "tun", "info_data": {"persist": True}, "info_slave_data": {"guard": True, "learning": False}},
+        "linkinfo": {"info_kind": "tun", "info_data": {"persist": True},
+                     "info_slave_data": {"guard": True, "learning": False}},
     }  # fmt: skip
     assert qdiscs.link(said) == Link(TAP, "tun", True, False, True, BRIDGE, True, ISOLATED)
     assert qdiscs.link({"ifname": "lo", "flags": []}) == Link("lo")

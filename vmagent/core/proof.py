@@ -2,7 +2,8 @@
 
 Rules: what cannot be seen is not proven.  Values are compared, never requests.  Each difference names its repair in
 `REPAIRS`; one without a repair (memory: a running guest's cannot be changed from here; an interface that is not there)
-is told, and its guest does not start.  Network and cgroup are compared by those who read them; here only what they found counts, and for which wish.
+is told, and its guest does not start.  Network and cgroup are compared by those who read them; here only what they
+found counts, and for which wish.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The lines for `ip -b`, `bridge -b` and `tc -b` that lead from what is seen on an interface to what is wished (shaping.py).
+"""The lines for `ip -b`, `bridge -b` and `tc -b` from what is seen on an interface to what is wished (shaping.py).
 
 Rules
 

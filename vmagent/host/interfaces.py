@@ -1,7 +1,7 @@
 """The host's own network interfaces, beside those of our guests.
 
-Everything that begins with our prefix is ours: the firewall drops what it has no chain for.  So an interface of the host
-with such a name would be cut off, and with it perhaps the host.  That is refused before anything is loaded.
+Everything that begins with our prefix is ours: the firewall drops what it has no chain for.  So an interface of the
+host with such a name would be cut off, and with it perhaps the host.  That is refused before anything is loaded.
 """
 
 from __future__ import annotations
@@ -26,6 +26,6 @@ def ours_alone(instance: str, sys: Path = Path("/sys")) -> None:
     """Problem `configuration` when the default drop for this prefix would cut an interface of the host off."""
     others = covered(instance, sys)
     if others:
-        detail = (f'instance: "{instance}" would cut off {", ".join(others)}: everything that begins with it is dropped; '
+        detail = (f'instance: "{instance}" would cut off {", ".join(others)}: all that begins with it is dropped; '
                   "accepted: 2 to 4 of a-z 0-9 that no other interface of this host begins with")
         raise Problem("configuration", detail, path="instance", interfaces=list(others))

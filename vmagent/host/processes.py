@@ -44,9 +44,13 @@ class ProcProcesses:
             self._look()
         if self._state(vm) is not None:
             found.add("process")
-        if any((self._net / device).exists() for device in devices):
+        if self.present(devices):
             found.add("interface")
         return frozenset(found)
+
+    def present(self, devices: Sequence[str]) -> FrozenSet[str]:
+        """See ports.Processes."""
+        return frozenset(device for device in devices if (self._net / device).exists())
 
     def halted(self, vms: Sequence[str]) -> FrozenSet[str]:
         """See ports.Processes."""

@@ -74,7 +74,8 @@ class TrafficControl:
         except ValueError as error:
             raise Fault(FaultKind.REFUSED, str(error)) from None
         tc_lines = [line for wish in wishes for line in tctext.tc_lines(wish, seen[wish.device], tools)]
-        self.change(ip_lines, tc_lines, [line for wish in wishes for line in tctext.bridge_lines(wish, seen[wish.device])])
+        bridge_lines = [line for wish in wishes for line in tctext.bridge_lines(wish, seen[wish.device])]
+        self.change(ip_lines, tc_lines, bridge_lines)
 
     def probe(self, scratch: Wish) -> Tuple[Optional[Tools], str]:
         """(the best that works, if anything does; what was refused), by trying between two ifbs of ours.
