@@ -7,17 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any, List
 
 import pytest
 
 import vmagent
+from tests.support.package import ROOT, SPEC, build
 
-ROOT = Path(__file__).resolve().parents[2]
-SPEC = ROOT / "rpm/vmagent.spec"
-SHIPPED = ("vmagent", "etc", "systemd", "docs", "LICENSE", "CHANGELOG.md")
 needs_rpmbuild = pytest.mark.skipif(shutil.which("rpmbuild") is None, reason="no rpmbuild here")
 
 
@@ -36,21 +33,7 @@ def test_the_spec_requires_what_setup_requires() -> None:
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: Any) -> Path:
     """The binary package, built in a folder of its own, without root."""
-    top = tmp_path_factory.mktemp("rpm")
-    (top / "SOURCES").mkdir()
-    name = f"vmagent-{vmagent.__version__}"
-
-    def clean(member: tarfile.TarInfo) -> Any:
-        return None if "__pycache__" in member.name else member
-
-    with tarfile.open(top / "SOURCES" / f"{name}.tar.gz", "w:gz") as tar:
-        for part in SHIPPED:
-            tar.add(ROOT / part, f"{name}/{part}", filter=clean)
-    argv = ["rpmbuild", "-bb", "--quiet", "--nodeps", "--define", f"_topdir {top}", str(SPEC)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = (top / "RPMS").glob("noarch/*.rpm")
-    return built
+    return build(tmp_path_factory.mktemp("rpm"))
 
 
 def listed(package: Path) -> List[str]:
@@ -64,7 +47,8 @@ def test_the_package_brings_every_file(package: Path) -> None:
     files = set(listed(package))
     assert {
         "/usr/bin/vmagent", "/usr/bin/vmagentctl", "/usr/bin/vmagent-site", "/etc/vmagent/vmagent.yaml",
-        "/usr/lib/systemd/system/vmagent.service", "/usr/lib/sysusers.d/vmagent.conf",
+        "/usr/lib/systemd/system/vmagent.service", "/usr/lib/systemd/system/vmagent-guard.service",
+        "/usr/lib/sysusers.d/vmagent.conf",
         "/usr/lib/tmpfiles.d/vmagent.conf", "/var/lib/vmagent/overlays",
     } <= files  # fmt: skip
     sources = [p for p in (ROOT / "vmagent").rglob("*") if p.suffix in (".py", ".json")]

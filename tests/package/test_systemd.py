@@ -17,14 +17,15 @@ from vmagent.store import store
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = ROOT / "systemd/vmagent.service"
+GUARD = ROOT / "systemd/vmagent-guard.service"
 FIRST_LOOK_S = 60  # libvirt, disks and nft each have their deadline in the first observation
 
 
-def settings(section: str) -> Dict[str, List[str]]:
+def settings(section: str, unit: Path = UNIT) -> Dict[str, List[str]]:
     """Every value of every setting, in order."""
     found: Dict[str, List[str]] = {}
     inside = ""
-    for line in UNIT.read_text().splitlines():
+    for line in unit.read_text().splitlines():
         if line.startswith("["):
             inside = line.strip("[]")
         elif inside == section and "=" in line and not line.startswith("#"):
@@ -34,9 +35,10 @@ def settings(section: str) -> Dict[str, List[str]]:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
-def test_systemd_takes_the_unit(tmp_path: Path) -> None:
-    text = re.sub(r"^ExecStart=\S+", f"ExecStart={shutil.which('true')}", UNIT.read_text(), flags=re.MULTILINE)
-    unit = tmp_path / "vmagent.service"
+@pytest.mark.parametrize("shipped", [UNIT, GUARD], ids=lambda path: str(path.stem))
+def test_systemd_takes_the_unit(tmp_path: Path, shipped: Path) -> None:
+    text = re.sub(r"^ExecStart=\S+", f"ExecStart={shutil.which('true')}", shipped.read_text(), flags=re.MULTILINE)
+    unit = tmp_path / shipped.name
     unit.write_text(text.replace("file:/usr/share/doc/vmagent", "man:sh(1)"))
     verdict = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, timeout=60, check=False
@@ -89,7 +91,8 @@ def test_what_the_agent_needs_is_not_taken_from_it() -> None:
     service = settings("Service")
     families = set(service["RestrictAddressFamilies"][0].split())
     assert {"AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK"} <= families
-    assert {"CAP_NET_ADMIN", "CAP_CHOWN"} <= set(service["CapabilityBoundingSet"][0].split()), "nft; the socket's group"
+    allowed = set(service["CapabilityBoundingSet"][0].split())
+    assert {"CAP_NET_ADMIN", "CAP_CHOWN", "CAP_SYS_PTRACE"} <= allowed, "nft; the socket's group; smaps of QEMU"
     assert service.get("PrivateNetwork", ["no"]) == ["no"] and service.get("PrivateUsers", ["no"]) == ["no"]
     assert service["UMask"] == ["0022"], "QEMU's user must pass through the directories that the agent makes"
     assert service["NoNewPrivileges"] == ["yes"] and service["ProtectSystem"] == ["strict"]
@@ -117,7 +120,8 @@ def test_systemd_takes_sysusers_and_tmpfiles(tmp_path: Path, tool: str, file: st
         assert "vmagent-admin" in (tmp_path / "etc/group").read_text()
 
 
-def test_the_unit_is_plain_ini() -> None:
+@pytest.mark.parametrize("shipped", [UNIT, GUARD], ids=lambda path: str(path.stem))
+def test_the_unit_is_plain_ini(shipped: Path) -> None:
     parser = configparser.RawConfigParser(strict=False)
-    parser.read_string(UNIT.read_text())
+    parser.read_string(shipped.read_text())
     assert parser.sections() == ["Unit", "Service", "Install"]
