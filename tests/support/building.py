@@ -11,7 +11,6 @@ from typing import Any, Dict, Mapping, Optional
 from vmagent.core import identity, proof, quota
 from vmagent.core.model import (
     CgroupSeen,
-    CpuLimit,
     Desired,
     DomainSeen,
     ImageRef,

@@ -10,8 +10,8 @@ import dataclasses
 from typing import Callable, Dict, List, Optional, Set, Tuple
 
 from tests.support import building
-from vmagent.core.actions import Action, Do
 from vmagent.core import proof
+from vmagent.core.actions import Action, Do
 from vmagent.core.model import (
     CgroupSeen,
     CpuLimit,
