@@ -1,7 +1,8 @@
 """A stream of bytes between two network namespaces, counted by arrival in buckets of BUCKET_S.  Needs only Python.
 
-As a program: `stream.py receive|send tcp|udp ADDRESS PORT SECONDS`.  UDP arrivals carry the kernel's time stamps, so a
-receiver that is scheduled late still tells when a datagram came.
+As a program: `stream.py receive|send tcp|udp ADDRESS PORT SECONDS KBIT`.  UDP arrivals carry the kernel's time stamps,
+so a receiver that is scheduled late still tells when a datagram came.  UDP is sent at KBIT (0: as fast as it goes,
+which takes a whole core): on a slow machine a flood takes the time away from who has to receive it.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ _PATIENCE_S = 20.0
 class Stream:
     """From `source` to `sink` (names of namespaces); `address` is the sink's."""
 
-    def __init__(self, protocol: str, source: str, sink: str, address: str, port: int, seconds: float) -> None:
-        self._arguments = [protocol, address, str(port), str(seconds)]
+    def __init__(
+        self, protocol: str, source: str, sink: str, address: str, port: int, seconds: float, kbit: int
+    ) -> None:
+        self._arguments = [protocol, address, str(port), str(seconds), str(kbit)]
         self._receiver = self._start(sink, "receive")
         assert self._receiver.stdout is not None
         assert self._receiver.stdout.readline() == b"ready\n"
@@ -48,8 +51,11 @@ class Stream:
 
 
 @contextlib.contextmanager
-def stream(protocol: str, source: str, sink: str, address: str, port: int, seconds: float) -> Iterator[Stream]:
-    made = Stream(protocol, source, sink, address, port, seconds)
+def stream(
+    protocol: str, source: str, sink: str, address: str, port: int, seconds: float, kbit: int = 0
+) -> Iterator[Stream]:
+    """kbit: of UDP, payload."""
+    made = Stream(protocol, source, sink, address, port, seconds, kbit)
     try:
         yield made
     finally:
@@ -100,22 +106,27 @@ def _listed(found: Dict[int, int], seconds: float) -> List[int]:
     return [found.get(at, 0) for at in range(int(seconds / BUCKET_S))]
 
 
-def send(protocol: str, address: str, port: int, seconds: float) -> None:
+def send(protocol: str, address: str, port: int, seconds: float, kbit: int) -> None:
     """Until a little after the receiver has seen enough."""
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+    chunk = bytes(PAYLOAD if protocol == "udp" else 1 << 16)
+    apart = PAYLOAD / (kbit * 125) if protocol == "udp" and kbit else 0.0
     until = time.monotonic() + seconds + 2.0
     with socket.socket(socket.AF_INET, kind) as sock, contextlib.suppress(BrokenPipeError, ConnectionResetError):
         sock.settimeout(_PATIENCE_S)
         sock.connect((address, port))
-        chunk = bytes(PAYLOAD if protocol == "udp" else 1 << 16)
+        due = time.monotonic()
         while time.monotonic() < until:
+            due += apart
+            if apart and due > time.monotonic():
+                time.sleep(max(0.002, due - time.monotonic()))  # several at once then: sleeping has its price too
             with contextlib.suppress(ConnectionRefusedError):  # the receiver has seen enough
                 sock.send(chunk)
 
 
 if __name__ == "__main__":
-    role, said_protocol, said_address, said_port, said_seconds = sys.argv[1:]
+    role, said_protocol, said_address, said_port, said_seconds, said_kbit = sys.argv[1:]
     if role == "receive":
         print(json.dumps(receive(said_protocol, said_address, int(said_port), float(said_seconds))))
     else:
-        send(said_protocol, said_address, int(said_port), float(said_seconds))
+        send(said_protocol, said_address, int(said_port), float(said_seconds), int(said_kbit))
