@@ -8,11 +8,12 @@ found counts, and for which wish.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, List, Mapping, Optional, Tuple
 
 from vmagent.core import codec
 from vmagent.core.actions import Do
-from vmagent.core.model import CpuLimit, DiskIo, DomainSeen, Drift, Observed, VmSpec
+from vmagent.core.model import CpuLimit, DiskIo, DomainSeen, Drift, Interface, NicLimits, Observed, VmSpec
 from vmagent.core.quota import cpu_limit, same, scope_holds, scope_throttles
 
 REPAIRS: Mapping[str, Do] = {
@@ -29,7 +30,12 @@ REPAIRS: Mapping[str, Do] = {
 
 def network_digest(spec: VmSpec) -> str:
     """What a NetworkSeen must be `of` to say something about this wish."""
-    return codec.digest((spec.interfaces, spec.limits.nics))
+    return _digest(spec.interfaces, spec.limits.nics)
+
+
+@functools.lru_cache(maxsize=4096)  # asked for several times in every plan
+def _digest(interfaces: Tuple[Interface, ...], nics: Tuple[NicLimits, ...]) -> str:
+    return codec.digest((interfaces, nics))
 
 
 def drift(spec: VmSpec, observed: Observed) -> Tuple[Drift, ...]:
