@@ -1,0 +1,58 @@
+"""One booted host for the whole level, with the checkout in it; a fresh one, once per test, when it is lost."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Callable, Iterator, Optional
+
+import pytest
+
+from tests.support import bootedhost_image
+from tests.support.bootedhost import BootedHost, Lost
+from tests.support.package import ROOT
+
+CHECKOUT = "/opt/vmagent"  # not below /root: QEMU's user passes through
+OnHost = Callable[[Callable[[BootedHost], None]], None]
+
+
+class Keeper:
+    """Hands out the host; boots it when there is none."""
+
+    def __init__(self) -> None:
+        self._host: Optional[BootedHost] = None
+
+    def __call__(self, body: Callable[[BootedHost], None]) -> None:
+        """Do this on the host; on a fresh one a second time if the first is lost meanwhile."""
+        try:
+            body(self._booted())
+        except Lost as why:
+            print(f"lost the host, a second try on a fresh one: {why}")
+            self.close()
+            body(self._booted())
+
+    def close(self) -> None:
+        if self._host is not None:
+            self._host.close()
+            self._host = None
+
+    def _booted(self) -> BootedHost:
+        if self._host is None:
+            host = self._host = BootedHost(bootedhost_image.image())
+            host.boot()
+            listing = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True,
+                                     capture_output=True, text=True, timeout=60)  # fmt: skip
+            host.put_tree(ROOT, listing.stdout.splitlines(), CHECKOUT)
+            print(f"booted in {host.boots[-1]:.0f} s")
+        return self._host
+
+
+@pytest.fixture(scope="session")
+def on_host() -> Iterator[OnHost]:
+    lacking = bootedhost_image.missing()
+    if lacking:
+        pytest.skip(f"no booted host without {', '.join(lacking)}")
+    keeper = Keeper()
+    try:
+        yield keeper
+    finally:
+        keeper.close()
