@@ -20,6 +20,7 @@ import argparse
 import dataclasses
 import json
 import statistics
+import subprocess
 import tempfile
 import time
 import uuid
@@ -121,7 +122,9 @@ class Loop:
         self.reconciler.stop()
         devices = self.rig.result(self.firewall.devices())
         self.rig.result(self.firewall.forget(sorted(devices)))
+        self.rig.result(self.shaper.forget(sorted(self.rig.result(self.shaper.devices()))))
         self.shaper.close()
+        subprocess.run(["nft", "delete", "table", "bridge", self.firewall.table], check=False, capture_output=True)
         self.rig.result(self.store.close())
         for lanes in self.lanes:
             lanes.stop()

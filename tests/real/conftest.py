@@ -182,6 +182,8 @@ def clean() -> None:
         virsh("destroy", name)
         virsh("undefine", name, "--managed-save", "--snapshots-metadata")
     subprocess.run(["nft", "delete", "table", "bridge", f"vmagent_{INSTANCE}"], check=False, capture_output=True)
+    for path in Path("/sys/class/net").glob(f"{INSTANCE}*"):  # an agent that was killed sweeps no more
+        subprocess.run(["ip", "link", "del", path.name], check=False, capture_output=True)
 
 
 def qemu_pids(uuid: str) -> Tuple[int, ...]:
