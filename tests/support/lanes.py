@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue
 from typing import Any, Callable, List, Tuple
 
 from twisted.internet.defer import Deferred
@@ -17,7 +17,7 @@ class HandTurned(Clock):
 
     def __init__(self) -> None:
         super().__init__()
-        self._handed: SimpleQueue[Tuple[Callable[..., Any], Tuple[Any, ...]]] = SimpleQueue()
+        self._handed: Queue[Tuple[Callable[..., Any], Tuple[Any, ...]]] = Queue()
 
     def callFromThread(self, call: Callable[..., Any], *args: Any) -> None:
         self._handed.put((call, args))

@@ -17,7 +17,8 @@ class RealLoop(task.Clock):  # type: ignore[misc,unused-ignore]
     def __init__(self) -> None:
         super().__init__()
         self.rightNow = time.monotonic()
-        self._calls: queue.SimpleQueue[Tuple[Callable[..., Any], Tuple[Any, ...]]] = queue.SimpleQueue()
+        # Not a SimpleQueue: up to Python 3.12 its get() with a time-out that runs out half-way waits for ever.
+        self._calls: queue.Queue[Tuple[Callable[..., Any], Tuple[Any, ...]]] = queue.Queue()
 
     def callFromThread(self, call: Callable[..., Any], *args: Any) -> None:  # noqa: N802 - Twisted's name
         self._calls.put((call, args))
