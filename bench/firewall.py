@@ -24,14 +24,13 @@ import time
 import uuid
 from typing import Any, Callable, Dict, List
 
-from vmagent.host.firewall import NftFirewall
-
 from tests.support import building
 from tests.support.loop import RealLoop
 from vmagent.core import identity
 from vmagent.core.actions import Action, Do
 from vmagent.core.model import Firewall, Limits, NicLimits, Rule, VmSpec
 from vmagent.core.policy import SiteFirewall
+from vmagent.host.firewall import NftFirewall
 from vmagent.lanes import Lanes
 
 INSTANCE = "vb"
