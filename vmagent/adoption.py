@@ -17,11 +17,11 @@ def from_tag(domain: DomainSeen, tag: Tag, now: Now, policy: Policy) -> VmRecord
     """The wish as the tag tells it: it should run, and what it did so far is remembered."""
     journal = Journal(
         attempt_boot=tag.boot_id or now.boot_id,
-        may_have_run=tag.may_have_run,
+        may_have_run=True,
         started_at=tag.started_at,
         started_boot=tag.boot_id,
         started_wall=tag.started_wall,
-        paused_by="" if tag.may_have_run else "start",
+        paused_by="" if tag.boot_id else "start",  # in the middle of its start: it is proven once more
         grace_s=policy.grace_s,
     )
     return VmRecord(
@@ -40,7 +40,7 @@ def came_back(closed: VmRecord, now: Now) -> VmRecord:
 def caught_up(record: VmRecord, tag: Tag) -> Optional[VmRecord]:
     """An older record beside a newer tag: what the tag knows more is taken over.  None = nothing is new."""
     journal = record.journal
-    if tag.may_have_run and journal.started_at is None:
+    if tag.boot_id and journal.started_at is None:
         journal = dataclasses.replace(
             journal, may_have_run=True, started_at=tag.started_at, started_boot=tag.boot_id,
             started_wall=tag.started_wall, attempt_boot=journal.attempt_boot or tag.boot_id,

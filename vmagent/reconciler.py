@@ -191,13 +191,16 @@ class Reconciler:
 
     async def _act(self, action: Action, observed: Observed) -> None:
         times = self._in_vain(action, observed)
-        reach(f"before-{action.do.value}")
-        try:
-            await self._performers[action.port].perform(action)
-        except Fault as fault:
-            await self._failed(action, fault)
-            return
-        reach(f"after-{action.do.value}")
+        doing: Optional[Action] = action
+        while doing is not None:
+            reach(f"before-{doing.do.value}")
+            try:
+                await self._performers[doing.port].perform(doing)
+            except Fault as fault:
+                await self._failed(doing, fault)
+                return
+            reach(f"after-{doing.do.value}")
+            doing = doing.then
         if times:
             await self._changed_nothing(action, observed, times)
             return

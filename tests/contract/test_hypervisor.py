@@ -108,8 +108,9 @@ def test_one_life(rig):
     assert (paused.seen, paused.reason) == (Seen.PAUSED, "user")
     assert_limited(rig, spec, paused)
 
-    ran = rig.tag(spec, may_have_run=True, started_at=12.5)
-    rig.do(Do.RESUME, spec, tag=ran)
+    rig.do(Do.RESUME, spec)
+    ran = rig.tag(spec, boot_id="b", started_at=12.5)
+    rig.do(Do.WRITE_TAG, spec, tag=ran)
     running = rig.see(spec)
     assert (running.seen, running.tag) == (Seen.RUNNING, ran)
     assert_limited(rig, spec, running)
@@ -161,9 +162,8 @@ def test_resume_and_pause_of_a_domain_that_is_off_change_nothing(rig):
     spec = rig.spec()
     rig.do(Do.DEFINE, spec)
     for do in (Do.RESUME, Do.PAUSE):
-        assert refused(rig, do, spec, tag=rig.tag(spec, may_have_run=True)) is FaultKind.UNKNOWN
-    seen = rig.see(spec)
-    assert (seen.seen, seen.tag.may_have_run) == (Seen.OFF, False)
+        assert refused(rig, do, spec) is FaultKind.UNKNOWN
+    assert rig.see(spec).seen is Seen.OFF
 
 
 def test_an_active_domain_is_not_undefined(rig):

@@ -136,7 +136,6 @@ def tag(of: Optional[VmRecord] = None, **kw: Any) -> Tag:
         "boot_id": of.journal.started_boot,
         "started_at": of.journal.started_at,
         "started_wall": of.journal.started_wall,
-        "may_have_run": of.journal.may_have_run,
     }
     members.update(kw)
     return Tag(**members)

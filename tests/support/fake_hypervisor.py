@@ -238,7 +238,6 @@ class FakeHypervisor:
     def _resume(self, domain: FakeDomain, action: Action) -> None:
         if domain.seen not in (Seen.PAUSED, Seen.RUNNING):
             raise Fault(FaultKind.UNKNOWN, "not paused any more")
-        domain.tag = action.tag
         self._go(domain)
 
     def _go(self, domain: FakeDomain) -> None:

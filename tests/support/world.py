@@ -33,7 +33,7 @@ from vmagent.core.quota import cpu_limit
 
 LIVE = (Seen.RUNNING, Seen.PAUSED, Seen.STOPPING, Seen.STUCK)
 LOOSE = CpuLimit(100_000, -1)
-EXPANSION = (Do.MAKE_OVERLAY, Do.MAKE_SEED, Do.APPLY_FIREWALL, Do.SHAPE)  # what a start needs beside its domain
+EXPANSION = (Do.MAKE_OVERLAY, Do.MAKE_SEED, Do.APPLY_FIREWALL, Do.SHAPE, Do.WRITE_TAG)  # beside the life of its domain
 
 
 class World:
@@ -125,6 +125,8 @@ class World:
         self.spec = action.spec
         if self.seen is not Seen.FOREIGN:
             _EFFECTS[action.do](self, action)
+        if action.then is not None:
+            self.perform(action.then)
 
     def go(self) -> None:
         """The vCPUs begin to turn, by whoever's hand."""
@@ -149,7 +151,6 @@ class World:
             left = proof.drift(self.spec, self.look())
             if left:
                 self.broken.append(f"resumed without its limits: {left}")
-            self.tag = action.tag
             self.ours += self.fresh
             self.go()
 

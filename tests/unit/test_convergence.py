@@ -75,7 +75,8 @@ def test_the_straight_way_from_nothing_to_ready_and_back_to_nothing() -> None:
     world = World(b.spec())
     record, done = settle(world, b.record(), POLICY)
     assert done == [
-        Do.MAKE_OVERLAY, Do.MAKE_SEED, Do.APPLY_FIREWALL, Do.DEFINE, Do.START_PAUSED, Do.APPLY_CPU, Do.SHAPE, Do.RESUME,
+        Do.MAKE_OVERLAY, Do.MAKE_SEED, Do.APPLY_FIREWALL, Do.DEFINE, Do.START_PAUSED, Do.SHAPE, Do.APPLY_CPU, Do.RESUME,
+        Do.WRITE_TAG,
     ]  # fmt: skip
     assert record.journal.ready_at is not None
     world.at += 10
@@ -238,7 +239,7 @@ def check(before: VmRecord, after: VmRecord, world: World) -> None:
     assert new.may_have_run or not old.may_have_run
     assert old.started_at is None or new.started_at == old.started_at
     assert before.outcome is None or after.outcome is before.outcome
-    if world.boots and world.cpu == cpu_limit(world.spec) and world.tag is not None and world.tag.may_have_run:
+    if world.boots and world.cpu == cpu_limit(world.spec) and world.tag is not None and world.tag.boot_id:
         assert new.may_have_run
 
 

@@ -74,7 +74,6 @@ def test_define_carries_tag_and_limit() -> None:
     assert action is not None
     assert action.cpu == cpu_limit(b.spec())
     assert action.tag is not None
-    assert not action.tag.may_have_run
     assert action.tag.boot_id == ""
 
 
@@ -104,14 +103,24 @@ def test_no_resume_before_the_limit_is_read_back() -> None:
         assert not outcome.record.journal.may_have_run
 
 
-def test_resume_is_journaled_and_tagged_first() -> None:
+def test_resume_is_journaled_first_and_tagged_once_it_runs() -> None:
     outcome = planned(STARTED, b.observed(Seen.PAUSED, reason="user"), b.now(1007.0))
     journal = outcome.record.journal
     assert did(outcome) is Do.RESUME
     assert (journal.may_have_run, journal.started_at, journal.started_boot) == (True, 1007.0, b.BOOT)
     assert (journal.started_wall, journal.paused_by) == (b.WALL, "resume")
-    assert outcome.action is not None
-    assert outcome.action.tag == b.tag(outcome.record)
+    runs = planned(outcome.record, b.observed(tag=b.tag(STARTED), leftovers=READY_TO_START), b.now(1007.1))
+    assert did(runs) is Do.WRITE_TAG
+    assert runs.action is not None
+    assert runs.action.tag == b.tag(outcome.record)
+
+
+def test_a_new_interface_is_shaped_without_a_look() -> None:
+    starts = planned(b.record(), b.observed(Seen.OFF, leftovers=READY_TO_START))
+    assert did(starts) is Do.START_PAUSED
+    assert starts.action is not None
+    assert starts.action.then is not None
+    assert starts.action.then.do is Do.SHAPE
 
 
 def test_a_resume_that_did_not_come_about_is_made_again_and_the_lease_goes_on() -> None:

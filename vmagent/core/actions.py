@@ -26,7 +26,7 @@ class Do(str, Enum):
     APPLY_CPU = "apply-cpu"  # cap and weight
     APPLY_DISK_IO = "apply-disk-io"
     TELL_SYSTEMD = "tell-systemd"  # the cap, to the unit that owns the guest's cgroup
-    RESUME = "resume"  # writes the tag (may_have_run), then resumes
+    RESUME = "resume"  # the tag follows: whatever has a definition of ours may have run
     PAUSE = "pause"
     SHUTDOWN = "shutdown"  # ACPI
     REBOOT = "reboot"
@@ -81,8 +81,9 @@ class Action:
 
     do: Do
     spec: VmSpec
-    tag: Optional[Tag] = None  # DEFINE, RESUME, WRITE_TAG: what to write
+    tag: Optional[Tag] = None  # DEFINE, WRITE_TAG: what to write
     cpu: Optional[CpuLimit] = None  # DEFINE, APPLY_CPU, TELL_SYSTEMD: the effective cap
+    then: Optional[Action] = None  # performed right after this one, without another look in between
 
     @property
     def vm(self) -> str:

@@ -192,7 +192,6 @@ _TAG_MEMBERS: Mapping[str, Tuple[Type[Any], ...]] = {
     "boot_id": _STRING,
     "started_at": (int, float, type(None)),
     "started_wall": _STRING,
-    "may_have_run": (bool,),
 }
 _SPEC_MEMBERS: Mapping[str, Tuple[Type[Any], ...]] = {
     "vm": _STRING,

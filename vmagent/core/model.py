@@ -227,17 +227,20 @@ class VmRecord:
 
 @dataclass(frozen=True)
 class Tag:
-    """Our element in the domain's <metadata>: everything that adoption needs."""
+    """Our element in the domain's <metadata>: everything that adoption needs.
+
+    It is written with the definition and again right after the first resume.  So what it cannot say is that its domain
+    has not run: one that is off counts as one that may have.
+    """
 
     instance: str
     spec: VmSpec
     generation: int
     lifetime_s: int
     accepted_wall: str
-    boot_id: str = ""  # of the first resume
+    boot_id: str = ""  # of the first resume; "" = not written down yet
     started_at: Optional[float] = None
     started_wall: str = ""
-    may_have_run: bool = False
 
 
 @dataclass(frozen=True)

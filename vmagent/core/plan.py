@@ -57,12 +57,12 @@ class _Case:
     policy: Policy
     facts: Facts
 
-    def act(self, do: Do, record: Optional[VmRecord] = None) -> _Done:
+    def act(self, do: Do, record: Optional[VmRecord] = None, then: Optional[Action] = None) -> _Done:
         record = record or self.record
-        tagged = do in (Do.DEFINE, Do.RESUME, Do.WRITE_TAG)
+        tagged = do in (Do.DEFINE, Do.WRITE_TAG)
         limited = do in (Do.DEFINE, Do.APPLY_CPU, Do.TELL_SYSTEMD)
         tag = tag_of(record, self.policy.instance) if tagged else None
-        return record, Action(do, record.spec, tag, cpu_limit(record.spec) if limited else None)
+        return record, Action(do, record.spec, tag, cpu_limit(record.spec) if limited else None, then)
 
 
 _Done = Tuple[VmRecord, Optional[Action]]
@@ -74,7 +74,7 @@ def tag_of(record: VmRecord, instance: str) -> Tag:
     boot = lease.run_boot(journal) if journal.may_have_run else ""
     return Tag(
         instance, record.spec, record.generation, record.lifetime_s, record.accepted_wall,
-        boot, journal.started_at, journal.started_wall, journal.may_have_run,
+        boot, journal.started_at, journal.started_wall,
     )  # fmt: skip
 
 
@@ -203,8 +203,11 @@ def _define(case: _Case) -> _Done:
 
 
 def _start(case: _Case) -> _Done:
+    """A new interface has no limit yet, no look is needed to know that: it is shaped at once, and looked at then."""
+
     def start(c: _Case) -> _Done:
-        return c.act(Do.START_PAUSED, journaled(c.record, attempt_boot=c.now.boot_id, paused_by="start"))
+        record = journaled(c.record, attempt_boot=c.now.boot_id, paused_by="start")
+        return c.act(Do.START_PAUSED, record, Action(Do.SHAPE, record.spec) if record.spec.interfaces else None)
 
     return _prepared(case, start)
 
@@ -261,11 +264,8 @@ def _rest(case: _Case) -> _Done:
 
 
 def _stale(seen: Tag, wanted: Tag) -> bool:
-    return (seen.generation, seen.lifetime_s, seen.may_have_run) != (
-        wanted.generation,
-        wanted.lifetime_s,
-        wanted.may_have_run,
-    )
+    """Not before the first resume: until then nothing is in it that the definition did not say."""
+    return (seen.generation, seen.lifetime_s, seen.boot_id) != (wanted.generation, wanted.lifetime_s, wanted.boot_id)
 
 
 def _shutdown(case: _Case) -> _Done:

@@ -64,7 +64,7 @@ class ProcProcesses:
         """The process id of each that has a QEMU.  Quick when all have one and were seen before."""
         found = self._pids(vms)
         if len(found) < len(set(vms)):
-            self._look()
+            self._look(frozenset(vms) - found.keys())
             found = self._pids(vms)
         return found
 
@@ -83,19 +83,24 @@ class ProcProcesses:
             return None
         return state
 
-    def _look(self) -> None:
-        """Go through the process table, and forget who is gone."""
-        found = {vm: _Process(int(path.name), _stat(str(path))[1]) for path, vm in self._guests()}
+    def _look(self, wanted: FrozenSet[str] = frozenset()) -> None:
+        """Go through the process table, until those wanted are found or to its end, and forget who is gone."""
+        found: Dict[str, _Process] = {}
+        for path, vm in self._guests():
+            found[vm] = _Process(int(path.name), _stat(str(path))[1])
+            if wanted and wanted <= found.keys():
+                break
         for vm in set(self._known) - found.keys():
             self._state(vm)
         self._known.update(found)
 
     def _guests(self) -> Iterator[Tuple[Path, str]]:
-        for path in self._proc.iterdir():
-            if path.name.isdigit():
-                vm = _vm_of(path)
-                if vm is not None:
-                    yield path, vm
+        """The newest first, as a rule: those are asked for."""
+        for pid in sorted((int(name) for name in os.listdir(self._proc) if name.isdigit()), reverse=True):
+            path = self._proc / str(pid)
+            vm = _vm_of(path)
+            if vm is not None:
+                yield path, vm
 
 
 def _vm_of(path: Path) -> Optional[str]:

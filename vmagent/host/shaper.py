@@ -3,8 +3,9 @@
 Rules
 
 1. Only interfaces whose names begin with the instance are touched, and only qdiscs and filters on those.
-2. What was just read and has not changed since, by the kernel's own word (linknews.py), is not read again before it is
-   changed: a start costs one `ip` and one `tc`.  When that proves wrong, it is read and changed once more.
+2. An interface of which nothing is known is taken for a new one, as at a start; one that was just read, and has not
+   changed since by the kernel's own word (linknews.py), for what it was.  When that proves wrong it is read first, and
+   where it does not show, the next look shows it.
 3. Whether bandwidth can be limited here is found by trying, at `start`.  If not, a wish for a limit is REFUSED with
    tc's words; a guest without such a limit has its port guarded all the same.
 4. ISOLATE marks what it takes down, so that REJOIN brings up nothing that somebody else took down.
@@ -84,9 +85,9 @@ class TcShaper:
         except ValueError as error:
             return fail(Fault(FaultKind.REFUSED, str(error)))
         known = {w.device: self._known.pop(w.device) for w in wishes if w.device in self._known}
-        if len(known) < len(wishes) or self._news.touched(_devices(wishes)):
-            known = {}
-        return self._lanes.run(f"tc {action.vm}", action.deadline_s, performer, wishes, known)
+        changed = known and self._news.touched(_devices(wishes))
+        taken = {} if changed else {w.device: known.get(w.device, NicSeen(Link(w.device))) for w in wishes}
+        return self._lanes.run(f"tc {action.vm}", action.deadline_s, performer, wishes, taken)
 
     def drift(self, specs: Sequence[VmSpec]) -> Deferred[Found]:
         """See ports.Shaper."""
@@ -158,13 +159,13 @@ class TcShaper:
 
     # -- on a lane's thread
 
-    def _shape(self, wishes: Sequence[Wish], known: Known) -> None:
+    def _shape(self, wishes: Sequence[Wish], taken: Known) -> None:
         limited = [wish.device for wish in wishes if wish.limited]
         if limited and not self._info.qdisc:
             raise Fault(FaultKind.REFUSED, f"no bandwidth limit can be set on {limited[0]}: {self._info.why}")
         there = _there(wishes)
         try:
-            self._change(there, known)
+            self._change(there, taken)
         except children.ChildFailed:
             if _there(there) == there:
                 raise
@@ -172,19 +173,19 @@ class TcShaper:
         if missing:
             raise Fault(FaultKind.GONE, f"no such interface: {', '.join(missing)}")
 
-    def _change(self, wishes: Sequence[Wish], known: Known) -> None:
-        """From `known`, and if that was not so, from what is."""
-        if known:
+    def _change(self, wishes: Sequence[Wish], taken: Known) -> None:
+        """From what it is taken for, and if that is not so, from what is."""
+        if taken:
             try:
-                self._control.apply(wishes, known, self._tools)
+                self._control.apply(wishes, taken, self._tools)
                 return
             except children.ChildFailed as failed:
-                log.info("read again, for it has changed: %s", failed.detail)
+                log.info("read again, for it is not as it was taken for: %s", failed.detail)
         self._control.apply(wishes, self._control.read(wishes), self._tools)
 
     def _unshape(self, wishes: Sequence[Wish], _: Known) -> None:
         bare = [dataclasses.replace(wish, bridge="", inward=None, outward=None) for wish in wishes]
-        self._change(bare, {})
+        self._control.apply(bare, self._control.read(bare), self._tools)
 
     def _isolate(self, wishes: Sequence[Wish], _: Known) -> None:
         self._control.change(tctext.isolate_lines(self._taps(wishes)), [])

@@ -155,7 +155,6 @@ class Hands:
         seen = _seen(domain)
         if seen not in (Seen.PAUSED, Seen.RUNNING):
             raise Fault(FaultKind.UNKNOWN, f"not paused any more: {seen.value}")
-        self._write_tag(domain, action)
         if seen is Seen.PAUSED:
             domain.resume()
 

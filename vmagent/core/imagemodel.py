@@ -1,0 +1,62 @@
+"""Golden images as values: what was told of one, what lies on the disk, how far a download is.
+
+Rules
+
+1. An image is its SHA-512: that of the bytes which its source offers and its endorser signed.  A file that was converted
+   here is found by the same digest, and has one of its own.
+2. Whether an image is trusted is never a member here: trust.py says it anew each time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SITE, LIST, REQUEST = "site", "list", "request"
+"""Who told us of an image: the site's own catalogue, a signed list, a command that named URL and SHA-512."""
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """What was told of one image, by one source."""
+
+    id: str
+    sha512: str  # hex, of what the source offers
+    format: str  # raw | qcow2 | vmdk | vdi | vhdx
+    source: str  # SITE | LIST | REQUEST
+    url: str = ""  # https: or file:; "" = a file of the site's that is there
+    size: int = 0  # bytes; 0 = not told
+    endorser: str = ""  # subject DN of who signed the list
+    list: str = ""  # identifier of the list
+    list_version: str = ""
+    created_wall: str = ""
+    expires_wall: str = ""  # "" = never
+    vo: str = ""
+    pinned: bool = False  # never evicted
+    revoked_by: str = ""  # "" = it is not
+    revoked_why: str = ""
+    revoked_wall: str = ""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A verified golden file on this disk."""
+
+    sha512: str  # of what was fetched: its ImageRecord's
+    path: str
+    file_sha512: str  # of this file; another one than sha512 when it was converted
+    file_format: str  # raw | qcow2
+    size: int  # bytes on the disk
+    virtual_size: int  # bytes that a guest sees
+    last_used_wall: str = ""
+
+
+@dataclass(frozen=True)
+class Download:
+    """One download that is under way."""
+
+    sha512: str
+    url: str
+    done: int  # bytes
+    total: int  # bytes; 0 = not known
+    since: float  # boot time
+    step: str = "fetching"  # fetching | verifying | inspecting | converting
