@@ -2,8 +2,8 @@
 
 Rules
 
-1. An image is its SHA-512: that of the bytes which its source offers and its endorser signed.  A file that was converted
-   here is found by the same digest, and has one of its own.
+1. An image is its SHA-512: that of the bytes which its source offers and its endorser signed.  A file that was
+   converted here is found by the same digest, and has one of its own.
 2. Whether an image is trusted is never a member here: trust.py says it anew each time.
 """
 

@@ -146,6 +146,55 @@ class CatalogueImage:
 
 
 @dataclass(frozen=True)
+class Endorser:
+    """What this site says about one endorser, whatever list he signs.
+
+    subject: his certificate's subject, compared as a list of RDNs; decision: "allow" | "deny"; vos: shell-style
+    patterns of VOs whose VMs may start from his images; maximum_age_s: since his list was made; None = to its expiry.
+    """
+
+    subject: str
+    decision: str = "allow"
+    vos: Tuple[str, ...] = ("*",)
+    maximum_age_s: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class ListSource:
+    """An image list that the site takes.  Either path or url is given.
+
+    signature: "required" | "none" (a list of the site's own, by path only); endorsers: subjects of who may have signed
+    it, nobody else; vos and maximum_age_s as Endorser's: both must allow.
+    """
+
+    identifier: str
+    path: str = ""
+    url: str = ""
+    signature: str = "required"
+    endorsers: Tuple[str, ...] = ()
+    vos: Tuple[str, ...] = ("*",)
+    maximum_age_s: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class TrustPolicy:
+    """Which images may start here.
+
+    unendorsed: what may start without a list's endorsement: "deny": nothing; "site": the site's own catalogue, which is
+    the site's endorsement; "request": also what a command names by URL and SHA-512, where the site takes such commands.
+    """
+
+    unendorsed: str = "site"
+    lists: Tuple[ListSource, ...] = ()
+    endorsers: Tuple[Endorser, ...] = ()
+    refresh_s: int = 3600
+
+    def source(self, identifier: str) -> Optional[ListSource]:
+        """How the site takes this list; None = it does not."""
+        return next((one for one in self.lists if one.identifier == identifier), None)
+
+
+@dataclass(frozen=True)
 class Policy:
     """Everything that decides what may be asked of this host."""
 
@@ -169,3 +218,4 @@ class Policy:
     minima: Minima = Minima()
     defaults: Defaults = Defaults()
     memory_overhead_mib: int = 64  # that QEMU takes beside the guest's own, at least
+    trust: TrustPolicy = TrustPolicy()
