@@ -9,13 +9,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Optional
 
-from vmagent.core.model import Desired, DomainSeen, Journal, Now, Reason, Tag, VmRecord
+from vmagent.core.model import Desired, DomainSeen, Journal, Now, Reason, Seen, Tag, VmRecord
 from vmagent.core.policy import Policy
+
+LIVE = (Seen.RUNNING, Seen.PAUSED, Seen.STOPPING, Seen.STUCK)
 
 
 def from_tag(domain: DomainSeen, tag: Tag, now: Now, policy: Policy) -> VmRecord:
     """The wish as the tag tells it: it should run, and what it did so far is remembered."""
+    # What is off was perhaps stopped by a command that nobody remembers: it is not started once more.
+    spec = tag.spec if domain.seen in LIVE else dataclasses.replace(tag.spec, restart="never")
     journal = Journal(
+        renew_wanted=tag.spec.incarnation,
         attempt_boot=tag.boot_id or now.boot_id,
         may_have_run=True,
         started_at=tag.started_at,
@@ -25,7 +30,7 @@ def from_tag(domain: DomainSeen, tag: Tag, now: Now, policy: Policy) -> VmRecord
         grace_s=policy.grace_s,
     )
     return VmRecord(
-        spec=tag.spec, generation=tag.generation, desired=Desired.RUN, lifetime_s=tag.lifetime_s, accepted_at=now.at,
+        spec=spec, generation=tag.generation, desired=Desired.RUN, lifetime_s=tag.lifetime_s, accepted_at=now.at,
         accepted_boot=now.boot_id, accepted_wall=tag.accepted_wall, journal=journal,
         reasons=(Reason("agent", "rebuilt from the domain's tag", now.wall),),
     )
@@ -37,7 +42,7 @@ def came_back(closed: VmRecord, now: Now) -> VmRecord:
     return dataclasses.replace(closed, closed=False, desired=Desired.ABSENT, reasons=(*closed.reasons, reason)[-20:])
 
 
-def caught_up(record: VmRecord, tag: Tag) -> Optional[VmRecord]:
+def caught_up(record: VmRecord, tag: Tag, now: Now) -> Optional[VmRecord]:
     """An older record beside a newer tag: what the tag knows more is taken over.  None = nothing is new."""
     journal = record.journal
     if tag.boot_id and journal.started_at is None:
@@ -45,9 +50,16 @@ def caught_up(record: VmRecord, tag: Tag) -> Optional[VmRecord]:
             journal, may_have_run=True, started_at=tag.started_at, started_boot=tag.boot_id,
             started_wall=tag.started_wall, attempt_boot=journal.attempt_boot or tag.boot_id,
         )
+    spec = record.spec
+    if tag.spec.incarnation > spec.incarnation:
+        spec = dataclasses.replace(spec, incarnation=tag.spec.incarnation)
+        journal = dataclasses.replace(
+            journal, may_have_run=True, renew_wanted=max(journal.renew_wanted, spec.incarnation),
+            attempt_boot=journal.attempt_boot or tag.boot_id or now.boot_id,
+        )
     newer = tag.generation > record.generation
     after = dataclasses.replace(
-        record, journal=journal,
+        record, spec=spec, journal=journal,
         generation=tag.generation if newer else record.generation,
         lifetime_s=tag.lifetime_s if newer else record.lifetime_s,
     )
@@ -57,6 +69,15 @@ def caught_up(record: VmRecord, tag: Tag) -> Optional[VmRecord]:
 def distrusted(record: VmRecord) -> VmRecord:
     """A wish out of a restored store may have run since that copy was made: it is never started again.
 
-    If its domain lives, its tag and its observation say so and it goes on; if not, its end is `lost`.
+    If its domain lives, its tag and its observation say so and it goes on; if not, its end is `lost`.  Neither is a
+    restart that it was owed made up for.
     """
-    return dataclasses.replace(record, journal=dataclasses.replace(record.journal, may_have_run=True))
+    spec = dataclasses.replace(record.spec, restart="never")
+    journal = dataclasses.replace(record.journal, may_have_run=True, renew_wanted=spec.incarnation)
+    return dataclasses.replace(record, spec=spec, journal=journal)
+
+
+def doubtful(record: VmRecord) -> bool:
+    """Whether this wish, out of a restored store, may begin a run."""
+    restarts = record.spec.restart == "always" or record.journal.renew_wanted > record.spec.incarnation
+    return not record.journal.may_have_run or restarts

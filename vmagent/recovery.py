@@ -48,7 +48,7 @@ class Recovery:
         if epoch.cause != "restored":
             return
         old = [r for r in self._world.records.values()
-               if r.accepted_wall < epoch.born_wall and not r.journal.may_have_run]
+               if r.accepted_wall < epoch.born_wall and adoption.doubtful(r)]
         await self._change([(record, adoption.distrusted(record)) for record in old])
 
     async def recall(self) -> None:
@@ -93,7 +93,7 @@ class Recovery:
             if record is None:
                 await self._rebuild(domain)
             else:
-                after = adoption.caught_up(record, domain.tag)
+                after = adoption.caught_up(record, domain.tag, self._clock.now())
                 if after is not None:
                     await self._change([(record, after)])
 

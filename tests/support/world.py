@@ -61,6 +61,8 @@ class World:
         self.missing_looks = 0
         self.boots = 0  # times a guest began to execute from its disk's beginning
         self.ours = 0  # those of them that our resume began
+        self.lives: Dict[int, int] = {}  # incarnation -> times that our resume began it
+        self.disk_of: Optional[int] = None  # which incarnation the overlay was made for
         self.fresh = True  # this domain has not executed since it was started
         self.broken: List[str] = []
         self.spoken = False
@@ -68,6 +70,7 @@ class World:
         if seen not in (Seen.MISSING, Seen.UNKNOWN, Seen.FOREIGN):
             self.left = {"overlay", "seed", "firewall"}
             self.firewall = spec.limits.nics
+            self.disk_of = spec.incarnation
         if seen in LIVE:
             self.proven()
             self.fresh = False
@@ -143,6 +146,8 @@ class World:
         if self.seen is Seen.OFF:
             if "overlay" not in self.left:
                 self.broken.append("started without a disk")
+            if self.disk_of != action.spec.incarnation:
+                self.broken.append("started on the disk of another life")
             self.seen, self.reason, self.cpu, self.fresh = Seen.PAUSED, "user", LOOSE, True
             self.weight, self.shape, self.scope_cpu = 0, None, LOOSE
 
@@ -152,6 +157,7 @@ class World:
             if left:
                 self.broken.append(f"resumed without its limits: {left}")
             self.ours += self.fresh
+            self.lives[self.spec.incarnation] = self.lives.get(self.spec.incarnation, 0) + self.fresh
             self.go()
 
     def _pause(self, action: Action) -> None:
@@ -203,6 +209,10 @@ class World:
 
     def _make(self, what: str) -> None:
         self.left.add(what)
+        if what == "overlay":
+            if self.seen in LIVE:
+                self.broken.append("disk made anew under a live guest")
+            self.disk_of = self.spec.incarnation
 
     def _watch(self, action: Action) -> None:
         self.spoken = False
@@ -211,6 +221,7 @@ class World:
         if self.seen in LIVE:
             self.broken.append("disk taken away under a live guest")
         self.left -= {"overlay", "seed"}
+        self.disk_of = None
 
     def _remove_firewall(self, action: Action) -> None:
         self.left.discard("firewall")

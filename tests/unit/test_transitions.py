@@ -52,10 +52,10 @@ def test_nothing_is_resumed_unproven_or_not_paused_by_us() -> None:
             assert seen is Seen.PAUSED
             assert facts.proven
             assert not facts.ended
-            if desired is Desired.RUN:
+            if desired is Desired.RUN and not facts.renew:
                 assert facts.paused_by_us
             else:
-                assert desired is Desired.STOP
+                assert desired is Desired.STOP or facts.renew
                 assert facts.has_run
                 assert not facts.io_error
                 assert not facts.grace_over
@@ -82,11 +82,11 @@ def test_a_live_process_stops_every_conclusion() -> None:
 
 
 def test_what_is_wanted_is_never_ended_by_the_table() -> None:
-    """Only an end, an unproven run or a crash is acted against while RUN is desired."""
+    """Only an end, an unproven run, a crash or a wished restart is acted against while RUN is desired."""
     for seen, facts in itertools.product(Seen, ALL_FACTS):
         following = step(Desired.RUN, seen, facts)
         if following in ENDS_OR_UNDOES:
-            allowed = facts.ended or (following is Step.PAUSE and facts.unproven)
+            allowed = facts.ended or facts.renew or (following is Step.PAUSE and facts.unproven)
             assert allowed or seen in (Seen.CRASHED, Seen.SAVED), (seen, facts)
 
 
@@ -113,3 +113,26 @@ def test_closing_needs_that_nothing_is_left() -> None:
             assert desired is Desired.ABSENT
             assert facts.ended
             assert not facts.left
+
+
+def test_the_next_incarnation_begins_only_when_nothing_of_this_one_is_left() -> None:
+    for (desired, seen), facts in itertools.product(CELLS, ALL_FACTS):
+        if step(desired, seen, facts) is Step.RENEW:
+            assert seen is Seen.MISSING
+            assert desired in (Desired.RUN, Desired.PAUSED)
+            assert facts.renew
+            assert facts.missing_twice
+            assert not (facts.left or facts.process or facts.ended or facts.held)
+
+
+def test_a_renewal_is_a_stop_until_the_domain_is_gone() -> None:
+    for seen, facts in itertools.product(set(Seen) - {Seen.OFF, Seen.MISSING}, ALL_FACTS):
+        if facts.renew and not facts.ended:
+            stopped = step(Desired.STOP, seen, facts)
+            assert step(Desired.RUN, seen, facts) is stopped
+            assert step(Desired.PAUSED, seen, facts) is stopped
+
+
+def test_an_end_that_is_wished_is_not_turned_into_a_restart() -> None:
+    for desired, seen, facts in itertools.product((Desired.STOP, Desired.ABSENT), Seen, ALL_FACTS):
+        assert step(desired, seen, facts) is step(desired, seen, dataclasses.replace(facts, renew=False))

@@ -250,6 +250,7 @@ def _member(
         keep_s=what.keep_s,
         atomic=bool(args.get("atomic", False)),
         count=what.count,
+        restart=args.get("restart", "never"),
         **_patience(args),
     )
 

@@ -130,6 +130,8 @@ START: Tuple[Option, ...] = (
     Option("--start-by", "start_by_s", duration.seconds, "SPAN", "give up unless it runs by then"),
     Option("--ready-by", "ready_by_s", duration.seconds, "SPAN", "report a failure unless it is ready by then"),
     Option("--keep", "keep_s", duration.seconds, "SPAN", "keep the disk this long after the end"),
+    Option("--restart", "restart", str, "WHEN",
+           "always: when the guest ends by itself, again from the golden image; never (default)"),
     Option("--dry-run", "dry_run", None, "", "decide and answer, start nothing"),
 )
 REQUIRED = ("image", "lifetime")

@@ -53,10 +53,12 @@ def because(record: VmRecord, who: str, why: str, now: Now) -> VmRecord:
 
 def rebooted(record: VmRecord, now: Now) -> bool:
     """Whether the host was booted after this VM first ran; False where the boot it ran in is not known."""
-    return record.journal.may_have_run and lease.run_boot(record.journal) not in ("", now.boot_id)
+    journal = record.journal
+    ran = journal.may_have_run or journal.started_at is not None
+    return ran and lease.run_boot(journal) not in ("", now.boot_id)
 
 
-def _how(record: VmRecord, observed: Observed, now: Now) -> Tuple[Outcome, str, str]:
+def how(record: VmRecord, observed: Observed, now: Now) -> Tuple[Outcome, str, str]:
     """(outcome, who, why)."""
     cause = record.journal.end_cause
     if cause in CAUSES:
@@ -75,7 +77,7 @@ def _how(record: VmRecord, observed: Observed, now: Now) -> Tuple[Outcome, str, 
 
 def ended(record: VmRecord, observed: Observed, now: Now) -> VmRecord:
     """Write down a proven end: outcome, when, why; the disk is kept from now on."""
-    outcome, who, why = _how(record, observed, now)
+    outcome, who, why = how(record, observed, now)
     desired = record.desired if record.desired is Desired.ABSENT else Desired.STOP
     record = journaled(record, ended_at=now.at, ended_boot=now.boot_id)
     return because(dataclasses.replace(record, outcome=outcome, desired=desired), who, why, now)
@@ -83,9 +85,11 @@ def ended(record: VmRecord, observed: Observed, now: Now) -> VmRecord:
 
 def begun(record: VmRecord, now: Now) -> VmRecord:
     """It runs from now on, for all we know; the lease begins with the first time that this is said."""
+    if not record.journal.may_have_run:
+        record = journaled(record, may_have_run=True, began_at=now.at)
     if record.journal.started_at is not None:
-        return journaled(record, may_have_run=True)
-    return journaled(record, may_have_run=True, started_at=now.at, started_boot=now.boot_id, started_wall=now.wall)
+        return record
+    return journaled(record, started_at=now.at, started_boot=now.boot_id, started_wall=now.wall)
 
 
 def begin_stop(record: VmRecord, cause: str, grace_s: int, now: Now, why: str) -> VmRecord:

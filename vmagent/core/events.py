@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
-from vmagent.core import codec, lease, limitviews, walltime
+from vmagent.core import codec, lease, limitviews, renewal, walltime
 from vmagent.core.changes import Epoch, OutboxRow
 from vmagent.core.drivers import PROFILES
 from vmagent.core.model import (
@@ -80,6 +80,8 @@ def _phase_off(record: VmRecord, observed: Observed) -> Phase:
     """No live domain."""
     if record.outcome is not None:
         return Phase.STOPPED
+    if renewal.wanted(record):
+        return Phase.PENDING if observed.domain.seen is Seen.MISSING else Phase.STOPPING
     if record.journal.may_have_run or record.desired in (Desired.STOP, Desired.ABSENT):
         return Phase.STOPPING
     fetched = "overlay" in observed.leftovers or observed.domain.seen is not Seen.MISSING
@@ -110,7 +112,8 @@ def phase(record: VmRecord, observed: Observed) -> Phase:
         return Phase(seen.value)
     if seen in (Seen.MISSING, Seen.OFF, Seen.CRASHED):
         return _phase_off(record, observed)
-    if record.outcome is not None or record.desired in (Desired.STOP, Desired.ABSENT) or seen is Seen.STOPPING:
+    ending = record.desired in (Desired.STOP, Desired.ABSENT) or renewal.wanted(record)
+    if record.outcome is not None or ending or seen is Seen.STOPPING:
         return Phase.STOPPING
     if seen is Seen.RUNNING:
         return _phase_running(record, observed)
@@ -149,7 +152,7 @@ def vm_state(record: VmRecord, observed: Observed, now: Now, policy: Policy) -> 
 
 
 def _asked(spec: VmSpec) -> Dict[str, Any]:
-    """The part of a state that never changes."""
+    """The part of a state that the wish says."""
     return {
         "owner": _owner(spec.owner),
         "controller": spec.controller,
@@ -166,6 +169,8 @@ def _asked(spec: VmSpec) -> Dict[str, Any]:
             for i in spec.interfaces
         ],
         "tags": list(spec.tags),
+        "restart": spec.restart,
+        "incarnation": spec.incarnation,
     }
 
 

@@ -80,7 +80,15 @@ def too_late_to_start(record: VmRecord, now: Now) -> bool:
     """Whether a VM that never ran has waited its `start_by_s`, whatever it waits for."""
     if record.journal.may_have_run or record.outcome is not None:
         return False
-    return elapsed(record.accepted_at, record.accepted_boot, now) >= record.spec.start_by_s
+    return elapsed(*waits_since(record), now) >= record.spec.start_by_s
+
+
+def waits_since(record: VmRecord) -> Tuple[float, str]:
+    """Since when this incarnation waits to be started: (boot time, boot)."""
+    journal = record.journal
+    if journal.renewed_at is not None:
+        return journal.renewed_at, journal.renewed_boot
+    return record.accepted_at, record.accepted_boot
 
 
 def kept_long_enough(record: VmRecord, now: Now) -> bool:
@@ -148,8 +156,13 @@ def _warnings(record: VmRecord, policy: Policy) -> Iterator[float]:
 def _while_wanted(record: VmRecord, now: Now, policy: Policy) -> Iterator[float]:
     journal = record.journal
     end = ends_at(record)
+    if not journal.may_have_run or journal.started_at is None:
+        yield _begin(*waits_since(record), now) + record.spec.start_by_s
+    if journal.stop_at is not None:  # of a restart
+        yield shutdown_at(journal)
+        yield destroy_at(record)
+    yield journal.renew_after
     if end is None or journal.started_at is None:
-        yield _begin(record.accepted_at, record.accepted_boot, now) + record.spec.start_by_s
         return
     yield end - grace_s(record, policy)
     yield from _warnings(record, policy)

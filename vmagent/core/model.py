@@ -159,6 +159,8 @@ class VmSpec:
     keep_s: int = 0  # disk kept after the end
     atomic: bool = False
     count: int = 1
+    restart: str = "never"  # | "always": when the guest ends by itself it is made anew while the lease lasts
+    incarnation: int = 0  # how often it was made anew from the golden image (renewal.py)
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,14 @@ class Journal:
     # vm.limits is all or nothing per VM: what held before, until the new limits are proven (limits_since: generation).
     limits_before: Optional[Limits] = None
     limits_since: int = 0
+    # A life from a fresh overlay is an incarnation: `attempt_boot`, `may_have_run`, `ready_at` and the ladder are of
+    # this one, `started_at` and the lease of them all (renewal.py).
+    renew_wanted: int = 0  # greater than spec.incarnation: that one shall be, once this one is gone
+    renew_after: float = 0.0  # boot time before which it is not made
+    began_at: Optional[float] = None  # first resume of this incarnation
+    renewed_at: Optional[float] = None  # when it was made; None: the first, which counts from its acceptance
+    renewed_boot: str = ""
+    short_runs: int = 0  # runs in a row that ended by themselves soon
 
 
 @dataclass(frozen=True)

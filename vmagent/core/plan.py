@@ -18,7 +18,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Callable, Dict, Optional, Tuple
 
-from vmagent.core import lease, proof
+from vmagent.core import lease, proof, renewal
 from vmagent.core.actions import Action, Do
 from vmagent.core.alarms import Note, alarms, fresh_notes
 from vmagent.core.ending import because, begin_stop, begun, ended, gave_up, journaled, rebooted, rolled_back
@@ -88,7 +88,11 @@ def plan(record: VmRecord, observed: Observed, now: Now, policy: Policy) -> Plan
     facts = _facts(record, observed, now)
     following = step(record.desired, observed.domain.seen, facts)
     if following is Step.END:
-        record = _keep(ended(record, observed, now), now)
+        record = renewal.again(record, observed, now) or _keep(ended(record, observed, now), now)
+        facts = _facts(record, observed, now)
+        following = step(record.desired, observed.domain.seen, facts)
+    if following is Step.RENEW:
+        record = renewal.renewed(record, now)
         facts = _facts(record, observed, now)
         following = step(record.desired, observed.domain.seen, facts)
     raised = alarms(record, observed, facts, following)
@@ -126,7 +130,7 @@ def _time_passed(record: VmRecord, observed: Observed, now: Now, policy: Policy)
 
 def _over(record: VmRecord, observed: Observed, now: Now, policy: Policy) -> VmRecord:
     """Ended by us, if its time is over."""
-    if rebooted(record, now) and observed.domain.seen in LIVE:
+    if rebooted(record, now) and (observed.domain.seen in LIVE or not record.journal.may_have_run):
         return begin_stop(record, "reboot", 0, now, "host reboot: its lease cannot be counted any more")
     if lease.too_late_to_start(record, now):
         return begin_stop(record, "start", 0, now, f"not started within {record.spec.start_by_s} s")
@@ -176,6 +180,8 @@ def _facts(record: VmRecord, observed: Observed, now: Now) -> Facts:
         grace_over=lease.grace_over(record, now),
         left=bool(observed.leftovers - {"process"}),
         attempted=journal.attempt_boot != "",
+        renew=renewal.wanted(record) and not rebooted(record, now),
+        held=now.at < journal.renew_after,
     )
 
 
@@ -265,7 +271,12 @@ def _rest(case: _Case) -> _Done:
 
 def _stale(seen: Tag, wanted: Tag) -> bool:
     """Not before the first resume: until then nothing is in it that the definition did not say."""
-    return (seen.generation, seen.lifetime_s, seen.boot_id) != (wanted.generation, wanted.lifetime_s, wanted.boot_id)
+    return _worn(seen) != _worn(wanted)
+
+
+def _worn(tag: Tag) -> Tuple[int, int, str, int]:
+    """What of a tag grows old."""
+    return tag.generation, tag.lifetime_s, tag.boot_id, tag.spec.incarnation
 
 
 def _shutdown(case: _Case) -> _Done:
@@ -279,7 +290,7 @@ def _shutdown(case: _Case) -> _Done:
 def _destroy(case: _Case) -> _Done:
     record = case.record
     crashed = case.observed.domain.seen is Seen.CRASHED and record.journal.may_have_run
-    if crashed and not record.journal.end_cause and record.outcome is None:
+    if crashed and not record.journal.end_cause and record.outcome is None and not renewal.wanted(record):
         record = because(journaled(record, end_cause="crash"), "libvirt", "the guest or its QEMU died", case.now)
     return case.act(Do.DESTROY, record)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
-from vmagent.core import lease
+from vmagent.core import lease, renewal
 from vmagent.core.changes import CommandRow
 from vmagent.core.model import Desired, Now, Phase, VmRecord
 from vmagent.errors import Problem
@@ -89,6 +89,12 @@ def _reboot(record: VmRecord, phase: Phase, now: Now) -> Judgement:
     return _over(record) if record.outcome is not None else PENDING
 
 
+def _restart(record: VmRecord, phase: Phase, now: Now) -> Judgement:
+    if record.outcome is not None:
+        return _over(record)
+    return DONE if phase in UP and not renewal.wanted(record) else PENDING
+
+
 def _limits(record: VmRecord, phase: Phase, now: Now) -> Judgement:
     """The planner clears limits_before: once all is proven, or together with limits_since when it takes them back."""
     if record.outcome is not None:
@@ -112,6 +118,8 @@ JUDGES: Mapping[str, Callable[[VmRecord, Phase, Now], Judgement]] = {
     "vm.pause": _pause,
     "vm.resume": _resume,
     "vm.reboot": _reboot,
+    "vm.restart": _restart,
+    "vm.revert": _restart,
     "vm.extend": _at_once,
     "vm.limits": _limits,
 }

@@ -2,7 +2,8 @@
 
 Rules
 
-1. `instance-id` is the VM's id, never its name: first-boot modules run once per VM and not again on its restart.
+1. `instance-id` is the VM's id, never its name: first-boot modules run once per life of the disk.  Made anew from its
+   golden image it is another instance: the incarnation's number follows.
 2. The guest is told exactly the addresses that were assigned, and not to look for others (no DHCP; router
    advertisements only where IPv6 was assigned without a gateway).
 3. Every value is checked before it becomes text.  The text is JSON in ASCII, which every YAML reader takes.
@@ -35,11 +36,16 @@ Peer = Union[IPv4Address, IPv6Address]
 def seed_files(spec: VmSpec) -> Mapping[str, str]:
     """File name -> content.  ValueError when an interface holds what is no address, MAC or MTU."""
     return {
-        "meta-data": _text({"instance-id": spec.vm, "local-hostname": hostname(spec)}),
+        "meta-data": _text({"instance-id": instance_id(spec), "local-hostname": hostname(spec)}),
         "user-data": "#cloud-config\n{}\n",
         "network-config": _text(network_config(spec.interfaces)),
         "addresses": "".join(_address_lines(spec.interfaces)),
     }
+
+
+def instance_id(spec: VmSpec) -> str:
+    """The VM's id; from the first restart on with the incarnation's number."""
+    return f"{spec.vm}-{spec.incarnation}" if spec.incarnation else spec.vm
 
 
 def hostname(spec: VmSpec) -> str:

@@ -11,6 +11,7 @@ libvirt knows of none.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from enum import Enum
 from typing import Callable, Mapping, Tuple
@@ -39,6 +40,7 @@ class Step(str, Enum):
     CLEAN_UP = "clean-up"
     CLOSE = "close"
     END = "end"  # write down how it ended
+    RENEW = "renew"  # nothing is left of this incarnation: the next one begins
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Facts:
     grace_over: bool = False  # (3)
     left: bool = False  # (5) overlay, seed, rules or interface are still there
     attempted: bool = False  # (1) a start was committed once
+    renew: bool = False  # (6) a fresh incarnation is wanted
+    held: bool = False  # (6) not yet
 
 
 _Cells = Mapping[Tuple[Desired, Seen], Step]
@@ -138,6 +142,19 @@ def _foreign(desired: Desired, seen: Seen, facts: Facts) -> Step:
     return Step.CLOSE if desired is Desired.ABSENT and not facts.left else Step.REFUSE
 
 
+def _renewing(seen: Seen, facts: Facts) -> Step:
+    """Note 6: this incarnation is ended as if STOP were desired; definition and files go, then the next one begins."""
+    if seen not in (Seen.MISSING, Seen.OFF):
+        return step(Desired.STOP, seen, dataclasses.replace(facts, renew=False))
+    if facts.process or (seen is Seen.MISSING and not facts.missing_twice):
+        return Step.WAIT
+    if seen is Seen.OFF:
+        return Step.UNDEFINE
+    if facts.left:
+        return Step.CLEAN_UP
+    return Step.WAIT if facts.held else Step.RENEW
+
+
 NOTES: Mapping[Seen, Callable[[Desired, Seen, Facts], Step]] = {
     Seen.MISSING: _gone,
     Seen.OFF: _gone,
@@ -150,5 +167,7 @@ NOTES: Mapping[Seen, Callable[[Desired, Seen, Facts], Step]] = {
 
 def step(desired: Desired, seen: Seen, facts: Facts) -> Step:
     """The next step of one VM.  Total; never STOP_PAUSED."""
+    if facts.renew and not facts.ended and desired in (Desired.RUN, Desired.PAUSED):
+        return _renewing(seen, facts)
     note = NOTES.get(seen)
     return TABLE[desired, seen] if note is None else note(desired, seen, facts)

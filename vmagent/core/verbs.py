@@ -13,7 +13,7 @@ import dataclasses
 import math
 from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
-from vmagent.core import dn, lease, limits, walltime
+from vmagent.core import dn, lease, limits, renewal, walltime
 from vmagent.core.commands import VERBS, Command
 from vmagent.core.ending import REASONS_KEPT, journaled
 from vmagent.core.model import Desired, Now, Reason, VmRecord
@@ -124,6 +124,8 @@ def _alive(record: VmRecord) -> None:
 def _stop(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmRecord:
     grace_s = command.args.get("grace_s", policy.grace_s)
     cause = record.journal.end_cause or "command"
+    if record.desired not in _ENDING:
+        record = journaled(record, stop_at=None, shutdowns=0)  # the ladder of a restart may have begun
     if record.desired is not Desired.ABSENT:
         record = dataclasses.replace(record, desired=Desired.STOP)
     return journaled(record, end_cause=cause, grace_s=grace_s)
@@ -135,7 +137,7 @@ def _kill(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmRec
     lives = record.outcome is None and record.desired is not Desired.ABSENT
     keeps = record.spec.keep_s > 0 and record.journal.may_have_run and lives
     record = dataclasses.replace(record, desired=Desired.STOP if keeps else Desired.ABSENT)
-    return journaled(record, end_cause=record.journal.end_cause or "command", grace_s=0)
+    return journaled(record, end_cause=record.journal.end_cause or "command", grace_s=0, stop_at=None)
 
 
 def _pause(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmRecord:
@@ -151,6 +153,11 @@ def _resume(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmR
 def _reboot(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmRecord:
     _alive(record)
     return journaled(record, reboot_wanted=record.generation)
+
+
+def _restart(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmRecord:
+    _alive(record)
+    return renewal.asked(record, command.args.get("grace_s", policy.grace_s), now)
 
 
 def _extend(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmRecord:
@@ -192,6 +199,8 @@ _EFFECTS: Dict[str, Callable[[Command, VmRecord, Policy, Now], VmRecord]] = {
     "vm.reboot": _reboot,
     "vm.pause": _pause,
     "vm.resume": _resume,
+    "vm.restart": _restart,
+    "vm.revert": _restart,
     "vm.extend": _extend,
     "vm.limits": _limits,
 }

@@ -110,7 +110,7 @@ def start(session: Session) -> int:
 
 
 def on_vms(session: Session) -> int:
-    """stop, kill, reboot, pause, resume, extend."""
+    """stop, kill, reboot, restart, revert, pause, resume, extend."""
     said = session.said
     args = _chosen(session)
     if getattr(said, "grace", None) is not None:
@@ -174,6 +174,8 @@ COMMANDS: Mapping[str, Callable[[Session], int]] = {
     "stop": on_vms,
     "kill": on_vms,
     "reboot": on_vms,
+    "restart": on_vms,
+    "revert": on_vms,
     "pause": on_vms,
     "resume": on_vms,
     "extend": on_vms,

@@ -22,6 +22,8 @@ VERBS_ON_VMS: Tuple[Tuple[str, str, str], ...] = (
     ("stop", "end VMs: ACPI, repeated, then destroy after the grace time", "vmagentctl stop 3fa1 --grace 30s"),
     ("kill", "end VMs at once", "vmagentctl kill 3fa1 worker-7\n  vmagentctl kill --tagged batch-4711 --yes"),
     ("reboot", "ask VMs to reboot", "vmagentctl reboot 3fa1"),
+    ("restart", "make VMs anew from their golden images, within their leases", "vmagentctl restart 3fa1 --grace 30s"),
+    ("revert", "throw away what VMs wrote: back to their golden images", "vmagentctl revert 3fa1 --grace 0s"),
     ("pause", "stop the vCPUs of VMs; their lease goes on", "vmagentctl pause worker-7"),
     ("resume", "let paused VMs run again", "vmagentctl resume worker-7"),
     ("extend", "change the agreed run time of VMs", "vmagentctl extend 3fa1 --lifetime 4h"),
@@ -87,7 +89,7 @@ def _acting(subs: Any) -> None:
     _reason(start)
     for name, about, examples in VERBS_ON_VMS:
         sub = _on_vms(subs, name, about, examples)
-        if name == "stop":
+        if name in ("stop", "restart", "revert"):
             sub.add_argument("--grace", type=asking.span, metavar="SPAN", help="time for the guest to shut down")
         if name == "extend":
             sub.add_argument("--lifetime", type=asking.span, required=True, metavar="SPAN",

@@ -22,6 +22,8 @@ VERBS_ON_VMS: Tuple[Tuple[str, str, str], ...] = (
     ("pause", "stop the vCPUs of VMs; their lease goes on", "pause wn1.example.org 3fa1c0de-..."),
     ("resume", "let paused VMs run again", "resume wn1.example.org 3fa1c0de-..."),
     ("reboot", "ask VMs to reboot", "reboot wn1.example.org 3fa1c0de-..."),
+    ("restart", "make VMs anew from their golden images, within their leases", "restart wn1.example.org 3fa1c0de-..."),
+    ("revert", "throw away what VMs wrote: back to their golden images", "revert wn1.example.org --tagged batch-4711"),
     ("extend", "change the agreed run time of VMs", "extend wn1.example.org 3fa1c0de-... --lifetime 4h"),
 )
 WAIT_S = 900
@@ -96,7 +98,7 @@ def _on_vms(subs: Any, name: str, about: str, examples: str) -> argparse.Argumen
     _host(sub)
     sub.add_argument("vms", nargs="*", metavar="VM", help="VM ids")
     asking.add_options(sub, asking.SELECTOR)
-    if name == "stop":
+    if name in ("stop", "restart", "revert"):
         sub.add_argument("--grace", type=asking.span, metavar="SPAN", help="time for the guest to shut down")
     if name == "extend":
         sub.add_argument("--lifetime", type=asking.span, required=True, metavar="SPAN", help="the new total run time")

@@ -76,7 +76,7 @@ async def start(run: Run) -> int:
 
 
 async def on_vms(run: Run) -> int:
-    """stop, kill, pause, resume, reboot, extend."""
+    """stop, kill, pause, resume, reboot, restart, revert, extend."""
     said = run.said
     args = asking.selector_args(vars(said), tuple(said.vms))
     if getattr(said, "grace", None) is not None:
@@ -223,6 +223,8 @@ COMMANDS: Mapping[str, Callable[[Run], Awaitable[int]]] = {
     "pause": on_vms,
     "resume": on_vms,
     "reboot": on_vms,
+    "restart": on_vms,
+    "revert": on_vms,
     "extend": on_vms,
     "limits": limits,
     "drain": on_host,

@@ -181,6 +181,10 @@ class Controller:
         """Ask VMs to reboot."""
         return self.command(host, "vm.reboot", args, reason=reason)
 
+    async def restart(self, host: str, *, reason: str = "", **args: Any) -> Handle:
+        """Make VMs anew from their golden images, within their leases."""
+        return self.command(host, "vm.restart", args, reason=reason)
+
     async def extend(self, host: str, *, reason: str = "", **args: Any) -> Handle:
         """Change the agreed run time: `lifetime_s` in all, or `until` a wall time."""
         return self.command(host, "vm.extend", args, reason=reason)
