@@ -22,7 +22,8 @@ PHASES = {Phase.RUNNING: "resumed", Phase.READY: "ready"}
 
 def _timed(record: VmRecord, phase: Phase, action: Optional[Action], now: Now) -> VmRecord:
     """Stamp the first time each milestone of a start is passed, in ms since the acceptance."""
-    passed = {MILESTONES.get(action.do) if action else None, PHASES.get(phase)} - {None}
+    passed = {MILESTONES.get(each.do) for each in action.chain} if action else set()
+    passed = (passed | {PHASES.get(phase)}) - {None}
     if phase is Phase.READY:
         passed.add("resumed")
     known = dict(record.timings_ms)

@@ -11,7 +11,7 @@ import dataclasses
 import logging
 from typing import Dict, FrozenSet, Mapping, Optional, Sequence, Tuple
 
-from twisted.internet.defer import FirstError, gatherResults
+from twisted.internet.defer import Deferred, FirstError, gatherResults
 from twisted.python.failure import Failure
 
 from vmagent import ports
@@ -54,7 +54,10 @@ class Observer:
 
     async def look(self, record: VmRecord) -> Observed:
         """Observe one VM now and remember it."""
+        reading = self._begun_reading(record)
         domain = await self._domain(record.vm)
+        if reading is not None:
+            await reading
         asked = record.phase != "ready" or self._counted_at < 0.0  # once after a restart, for those who look
         if domain.seen is Seen.RUNNING and asked:
             self._nudge(record)
@@ -66,12 +69,17 @@ class Observer:
         self._world.observed[record.vm] = observed
         return observed
 
+    def _begun_reading(self, record: VmRecord) -> Optional[Deferred[bool]]:
+        """A start waits for the proof: the network is read beside the domain."""
+        if record.journal.paused_by != "start" or not record.spec.interfaces:
+            return None
+        return Deferred.fromCoroutine(self.read_back((record.spec,)))
+
     async def _network(self, record: VmRecord, domain: DomainSeen) -> Optional[NetworkSeen]:
-        """Read back now while a start or a changed wish waits for it; else as it was when it was last held."""
+        """Read back now while a changed wish waits for it; else as it was when it was last read or held."""
         last, journal = self._world.network.get(record.vm), record.journal
         changed = last is not None and last.of != proof.network_digest(record.spec)
         waits = changed or journal.limits_before is not None
-        waits = waits or (domain.seen is Seen.PAUSED and journal.paused_by == "start")
         if domain.seen in LIVE and record.spec.interfaces and waits:
             await self.read_back((record.spec,))
         return self._world.network.get(record.vm)
@@ -159,8 +167,8 @@ class Observer:
 
     async def _leftovers(self, record: VmRecord, domain: DomainSeen) -> FrozenSet[str]:
         last: Optional[Observed] = self._world.observed.get(record.vm)
-        if domain.seen in LIVE and last is not None and last.domain.seen in LIVE:
-            return last.leftovers
+        if domain.seen in LIVE and last is not None:
+            return last.leftovers  # they matter, and are looked for, once it is off
         found = set(await self._files(record.vm, last))
         devices = [interface.device for interface in record.spec.interfaces]
         if devices and await self._guarded(devices):

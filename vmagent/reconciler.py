@@ -191,8 +191,7 @@ class Reconciler:
 
     async def _act(self, action: Action, observed: Observed) -> None:
         times = self._in_vain(action, observed)
-        doing: Optional[Action] = action
-        while doing is not None:
+        for doing in action.chain:
             reach(f"before-{doing.do.value}")
             try:
                 await self._performers[doing.port].perform(doing)
@@ -200,7 +199,6 @@ class Reconciler:
                 await self._failed(doing, fault)
                 return
             reach(f"after-{doing.do.value}")
-            doing = doing.then
         if times:
             await self._changed_nothing(action, observed, times)
             return

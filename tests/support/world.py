@@ -124,12 +124,11 @@ class World:
     def perform(self, action: Action) -> None:
         """Do it, idempotently, as the ports promise."""
         assert action.vm == self.spec.vm
-        self.done.append(action.do)
         self.spec = action.spec
-        if self.seen is not Seen.FOREIGN:
-            _EFFECTS[action.do](self, action)
-        if action.then is not None:
-            self.perform(action.then)
+        for each in action.chain:
+            self.done.append(each.do)
+            if self.seen is not Seen.FOREIGN:
+                _EFFECTS[each.do](self, each)
 
     def go(self) -> None:
         """The vCPUs begin to turn, by whoever's hand."""

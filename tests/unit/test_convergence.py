@@ -241,7 +241,8 @@ def command(record: VmRecord, dice: random.Random, now: Now) -> VmRecord:
 
 def faulty_turn(world: World, record: VmRecord, dice: random.Random) -> VmRecord:
     """One step in which the commit, the effect or our knowledge of it may fail."""
-    fault = dice.choice(["", "", "", "before-commit", "before-act", "not-done", "done-untold", "blind", "refused"])
+    faults = ["before-commit", "before-act", "not-done", "half-done", "done-untold", "blind", "refused"]
+    fault = dice.choice(["", "", "", *faults])
     planned = plan(record, world.look(blind=fault == "blind"), world.now(), POLICY)
     if fault == "before-commit":
         if planned.action is not None and planned.action.safe and dice.random() < 0.5:
@@ -251,7 +252,7 @@ def faulty_turn(world: World, record: VmRecord, dice: random.Random) -> VmRecord
         return planned.record
     if fault == "refused" and dice.random() < 0.2:
         return gave_up(planned.record, planned.action, "refused", world.now())
-    world.perform(planned.action)
+    world.perform(dataclasses.replace(planned.action, then=None) if fault == "half-done" else planned.action)
     return planned.record
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Optional
+from typing import Optional, Tuple
 
 from vmagent.core.model import CpuLimit, Tag, VmSpec
 
@@ -84,6 +84,11 @@ class Action:
     tag: Optional[Tag] = None  # DEFINE, WRITE_TAG: what to write
     cpu: Optional[CpuLimit] = None  # DEFINE, APPLY_CPU, TELL_SYSTEMD: the effective cap
     then: Optional[Action] = None  # performed right after this one, without another look in between
+
+    @property
+    def chain(self) -> Tuple[Action, ...]:
+        """This one and all that follow it, in their order."""
+        return (self, *self.then.chain) if self.then else (self,)
 
     @property
     def vm(self) -> str:

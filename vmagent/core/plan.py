@@ -199,9 +199,10 @@ def _prepared(case: _Case, then: Callable[[_Case], _Done]) -> _Done:
         return case.act(Do.MAKE_OVERLAY)
     if "seed" not in left:
         return case.act(Do.MAKE_SEED)
-    if "firewall" not in left and case.record.spec.interfaces:
-        return case.act(Do.APPLY_FIREWALL)
-    return then(case)
+    record, following = then(case)
+    if "firewall" not in left and record.spec.interfaces:
+        return case.act(Do.APPLY_FIREWALL, record, following)
+    return record, following
 
 
 def _define(case: _Case) -> _Done:
@@ -209,13 +210,13 @@ def _define(case: _Case) -> _Done:
 
 
 def _start(case: _Case) -> _Done:
+    return _prepared(case, _starting)
+
+
+def _starting(case: _Case) -> _Done:
     """A new interface has no limit yet, no look is needed to know that: it is shaped at once, and looked at then."""
-
-    def start(c: _Case) -> _Done:
-        record = journaled(c.record, attempt_boot=c.now.boot_id, paused_by="start")
-        return c.act(Do.START_PAUSED, record, Action(Do.SHAPE, record.spec) if record.spec.interfaces else None)
-
-    return _prepared(case, start)
+    record = journaled(case.record, attempt_boot=case.now.boot_id, paused_by="start")
+    return case.act(Do.START_PAUSED, record, Action(Do.SHAPE, record.spec) if record.spec.interfaces else None)
 
 
 def _resume(case: _Case) -> _Done:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Dict, FrozenSet, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, FrozenSet, Iterable, List, Mapping, Optional, Sequence, Tuple, TypeVar
 
 from vmagent import children
 from vmagent.core import qdiscs, tctext
@@ -21,6 +22,8 @@ from vmagent.core.qdiscs import Link, NicSeen
 from vmagent.core.shaping import FILTERS, LEAVES, Rate, Tools, Wish, bandwidth
 from vmagent.errors import Fault, FaultKind
 
+One = TypeVar("One")
+Other = TypeVar("Other")
 CHILD_S = 9.0
 _FEW = 8  # devices; for more of them all qdiscs are listed at once: the kernel goes through all of them for each
 _TRIAL = Rate(1000, 1522)
@@ -37,13 +40,14 @@ class TrafficControl:
     def read(self, wishes: Sequence[Wish]) -> Dict[str, NicSeen]:
         """What there is, by the wish's device.  Faults: UNKNOWN."""
         names = existing([name for wish in wishes for name in (wish.device, wish.ifb)])
+        taps = [wish.device for wish in wishes if wish.device in names]
         try:
-            links = {each.name: each for each in self.links(names)}
-            queues, filters = self._qdiscs(sorted(links), [wish.device for wish in wishes if wish.device in links])
+            found, (queues, filters) = _beside(lambda: self.links(names), lambda: self._qdiscs(sorted(names), taps))
         except children.ChildFailed as failed:
             if names <= existing(names):
                 raise Fault(FaultKind.UNKNOWN, failed.detail) from failed
             return self.read(wishes)
+        links = {each.name: each for each in found}
         return {wish.device: _nic(wish, links, queues, filters) for wish in wishes}
 
     def links(self, names: FrozenSet[str]) -> List[Link]:
@@ -63,9 +67,8 @@ class TrafficControl:
 
     def change(self, ip_lines: Sequence[str], tc_lines: Sequence[str], bridge_lines: Sequence[str] = ()) -> None:
         """Do these, `ip` first.  Faults: ChildFailed with the program's words, UNKNOWN."""
-        for program, lines in ((self.ip, ip_lines), (self.bridge, bridge_lines), (self.tc, tc_lines)):
-            if lines:
-                children.run([program, "-b", "-"], CHILD_S, stdin=_text(lines))
+        self._batch(self.ip, ip_lines)
+        _beside(lambda: self._batch(self.bridge, bridge_lines), lambda: self._batch(self.tc, tc_lines))
 
     def apply(self, wishes: Sequence[Wish], seen: Mapping[str, NicSeen], tools: Tools) -> None:
         """From `seen` to what is wished.  Faults: REFUSED, UNKNOWN."""
@@ -122,6 +125,10 @@ class TrafficControl:
             queues.setdefault(each.get("dev", ""), []).append(each)
         return queues, dict(zip(taps, said[len(lines) :]))
 
+    def _batch(self, program: str, lines: Sequence[str]) -> None:
+        if lines:
+            children.run([program, "-b", "-"], CHILD_S, stdin=_text(lines))
+
     def _ask(self, program: str, options: Sequence[str], lines: Sequence[str]) -> List[List[Any]]:
         """One answer per line."""
         if not lines:
@@ -131,6 +138,13 @@ class TrafficControl:
         if len(documents) != len(lines):
             raise Fault(FaultKind.UNKNOWN, f"{program} gave {len(documents)} answers to {len(lines)} questions")
         return documents
+
+
+def _beside(one: Callable[[], One], other: Callable[[], Other]) -> Tuple[One, Other]:
+    """Both, at once: each waits for a child of its own.  Raises what the one raised, else what the other did."""
+    with ThreadPoolExecutor(1) as pool:
+        waited = pool.submit(other)
+        return one(), waited.result()
 
 
 def existing(names: Iterable[str]) -> FrozenSet[str]:
