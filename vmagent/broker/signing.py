@@ -22,9 +22,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from jwcrypto import jwk, jws
 from jwcrypto.common import JWException
 
-from vmagent.broker.trust import SMALLEST_RSA, Certificates, TrustStore, end_entity
+from vmagent.broker.trust import SMALLEST_RSA, Certificates, TrustStore, end_entity, rdns_of
 from vmagent.core import dn, strictjson
-from vmagent.core.commands import Rdns, Signer
+from vmagent.core.commands import Signer
 from vmagent.errors import Problem
 
 MOST_CERTIFICATES = 10
@@ -205,16 +205,8 @@ def _decoded(text: str, part: str) -> bytes:
 
 
 def _signer(certificate: x509.Certificate) -> Signer:
-    rdns: Rdns = tuple(
-        tuple((attribute.oid.dotted_string, _text(attribute.value)) for attribute in rdn)
-        for rdn in certificate.subject.rdns
-    )
-    rdns = dn.canonical(rdns)
+    rdns = rdns_of(certificate.subject)
     return Signer(dn.rfc4514(rdns), rdns, certificate.fingerprint(hashes.SHA256()).hex())
-
-
-def _text(value: Any) -> str:
-    return value.hex() if isinstance(value, bytes) else str(value)
 
 
 def _same_key(one: Any, other: Any) -> bool:

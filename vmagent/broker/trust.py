@@ -28,6 +28,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from OpenSSL import crypto
 
 from vmagent.config import SecuritySettings
+from vmagent.core import dn
+from vmagent.core.commands import Rdns
 from vmagent.errors import Problem
 
 log = logging.getLogger("vmagent.broker")
@@ -141,11 +143,21 @@ def end_entity(chain: Certificates) -> x509.Certificate:
     return next(certificate for certificate in chain if not is_proxy(certificate))
 
 
+def rdns_of(name: x509.Name) -> Rdns:
+    """A certificate's subject or issuer, canonical."""
+    pairs = (tuple((one.oid.dotted_string, _text(one.value)) for one in rdn) for rdn in name.rdns)
+    return dn.canonical(tuple(pairs))
+
+
+def _text(value: Any) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
 def _require_signer(certificate: x509.Certificate) -> None:
     for extension in certificate.extensions:
         value: Any = extension.value
         if isinstance(value, x509.BasicConstraints) and value.ca:
-            raise Problem("certificate-untrusted", f"{_name(certificate)} is a CA: a CA signs no commands")
+            raise Problem("certificate-untrusted", f"{_name(certificate)} is a CA: it signs no commands or lists")
         if isinstance(value, x509.KeyUsage) and not value.digital_signature:
             raise Problem("certificate-untrusted", f"{_name(certificate)}: its key usage forbids signatures")
 
