@@ -14,8 +14,8 @@ from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Sequ
 
 from vmagent import ports
 from vmagent.consequences import Consequences, unseen
-from vmagent.core import admission, authority, events, request, strictjson, verbs, walltime
-from vmagent.core.changes import Change, CommandRow, Publish, PutAudit, PutCommand, PutSetting, SendReply
+from vmagent.core import admission, authority, context, events, request, strictjson, verbs, walltime
+from vmagent.core.changes import Change, CommandRow, Publish, PutAudit, PutCommand, PutContext, PutSetting, SendReply
 from vmagent.core.commands import VERBS, Command, Signer
 from vmagent.core.model import Desired, Journal, Now, Reason, VmRecord, VmSpec
 from vmagent.core.policy import Policy
@@ -198,7 +198,8 @@ class Intake:
         if command.args.get("dry_run"):
             would = [{"member": s.member, "vm": s.vm, "status": "done"} for s in admitted.specs]
             return [], self._done(command, (), {"dry_run": True, "members": would + refused}, now), ()
-        changes: List[Change] = []
+        given = context.context(command.args)
+        changes: List[Change] = [] if given == context.NOTHING else [PutContext(command.id, given)]
         for spec in admitted.specs:
             record = self._wish(command, spec, now)
             changes += self._consequences.of_record(None, record, now)
@@ -246,7 +247,7 @@ class Intake:
             id=command.id, digest=command.digest, schema=command.schema, signer=command.signer.subject,
             route=command.route, issued_wall=command.issued_wall, valid_until_wall=command.valid_until_wall,
             reply_to=self._allowed_reply(command.reply_to), members=members, status=status, reply=reply,
-            received_wall=now.wall, args=command.args,
+            received_wall=now.wall, args=context.public(command.args),
         )
 
     def _allowed_reply(self, asked: str) -> str:

@@ -228,7 +228,7 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
     broker = config.broker
     store = SqliteStore(config.directories.state / "vmagent.db", lanes["store"], broker.spool_rows,
                         broker.spool_mib * 2**20)
-    images = LocalImages(config.images, policy.images, lanes["images"])
+    images = LocalImages(config.images, policy.images, lanes["images"], store.context)
     interfaces.ours_alone(policy.instance)
     kernel = _kernel(policy, lanes["network"])
     hypervisor = Libvirt(config.hypervisor, policy.instance, _paths(images), reactor, kernel.processes.halted,

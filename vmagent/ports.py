@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred
 from vmagent.core.actions import Action
 from vmagent.core.changes import Change, CommandRow, Epoch, OutboxRow, Stored
 from vmagent.core.commands import Signer
+from vmagent.core.context import Context
 from vmagent.core.model import (
     CgroupSeen,
     DomainSeen,
@@ -202,6 +203,9 @@ class Store(Protocol):
         nothing is, perhaps only later; commit again, for records, commands and settings are idempotent."""
 
     def command(self, id: str) -> Deferred[Optional[CommandRow]]: ...
+
+    def context(self, command: str) -> Deferred[Optional[Context]]:
+        """What this start gave its guests; None: nothing, or its last VM is closed.  For seeds only: it is secret."""
 
     def records(self, handle: str) -> Deferred[Tuple[VmRecord, ...]]:
         """By VM id, tag or command id, closed ones included: what was started under that handle (M9)."""

@@ -11,7 +11,18 @@ import pytest
 from tests.support import building as b
 from tests.support.lanes import HandTurned, lane
 from tests.support.memory_store import FailingStore, MemoryStore, full, never
-from vmagent.core.changes import Change, CommandRow, Publish, PutAudit, PutCommand, PutSetting, PutVm, SendReply
+from vmagent.core.changes import (
+    Change,
+    CommandRow,
+    Publish,
+    PutAudit,
+    PutCommand,
+    PutContext,
+    PutSetting,
+    PutVm,
+    SendReply,
+)
+from vmagent.core.context import Context
 from vmagent.core.model import Now, Reason
 from vmagent.errors import Fault, FaultKind
 from vmagent.store.store import SqliteStore
@@ -240,3 +251,19 @@ def test_a_failing_store_stores_nothing_of_the_chosen_commits() -> None:
     store.fails = never
     opened.commit(event())
     assert opened.ask("sequences") == {"events": 1} and len(store.failed) == 1
+
+
+def test_a_context_goes_with_the_last_vm_of_its_command(opened: Opened) -> None:
+    given = Context("eA==", ("key",), (("a", 1), ("b", None)))
+    first, second = b.record(), b.record(spec={"member": 1})
+    other = b.record(spec={"command": OTHER})
+    opened.commit(PutContext(b.COMMAND, given), PutVm(first), PutVm(second))
+    opened.commit(PutContext(OTHER, given), PutVm(other))
+    opened.commit(PutVm(dataclasses.replace(first, closed=True)))
+    opened.again()
+    assert opened.ask("context", b.COMMAND) == given
+    opened.commit(PutVm(dataclasses.replace(second, closed=True)))
+    assert opened.ask("context", b.COMMAND) is None
+    opened.again()
+    assert opened.ask("context", b.COMMAND) is None
+    assert opened.ask("context", OTHER) == given

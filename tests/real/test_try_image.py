@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, Tuple
 
 import pytest
+from twisted.internet.defer import succeed
 
 from tests.support import building, wires
 from tests.support.lanes import HandTurned
@@ -45,7 +46,7 @@ class Guest:
         lanes = Lanes("try", 2, self.reactor)
         entry = CatalogueImage(image["id"], image["file"], image["format"], image["sha512"])
         settings = ImageSettings(directory, folder / "overlays", folder / "seeds")
-        self.images = LocalImages(settings, {entry.id: entry}, lanes)
+        self.images = LocalImages(settings, {entry.id: entry}, lanes, lambda command: succeed(None))
         self.firewall = NftFirewall(INSTANCE, lanes, SiteFirewall())
         self.wires = Wires(BRIDGE, "198.18.71.1/24", "2001:db8:71::1/64")
         of = building.spec(image=ImageRef(entry.id, entry.sha512, entry.format), disk_gib=1)

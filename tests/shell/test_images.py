@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import os
@@ -16,6 +17,7 @@ import pytest
 from tests.support.golden import MIB, NEEDED, TOOLS, Shelf, spec_on
 from tests.support.lanes import HandTurned
 from vmagent.core.actions import Action, Do
+from vmagent.core.context import Context
 from vmagent.core.model import ImageRef, VmSpec
 from vmagent.core.policy import CatalogueImage
 from vmagent.errors import Fault, FaultKind
@@ -295,7 +297,8 @@ def test_a_seed_is_a_private_volume_that_cloud_init_finds(shelf: Shelf, tmp_path
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.read_bytes()[32808:32840].strip() == b"cidata"
     found = extracted(path, tmp_path / "out")
-    assert {f.name for f in found.iterdir()} == {"meta-data", "user-data", "network-config", "addresses"}
+    names = {"meta-data", "user-data", "vendor-data", "network-config", "addresses", "facts"}
+    assert {f.name for f in found.iterdir()} == names
     assert json.loads((found / "meta-data").read_text())["instance-id"] == of.vm
     assert [p.name for p in shelf.settings.seeds.iterdir()] == [path.name]
 
@@ -363,3 +366,23 @@ def test_files_that_are_not_named_by_a_vm_are_not_listed(shelf: Shelf) -> None:
     (shelf.settings.overlays / f"{spec_on(of.image, member=1).vm}.iso").write_bytes(b"")
     reactor = HandTurned()
     assert reactor.settle(shelf.images(reactor).leftovers()) == {of.vm: frozenset({"overlay"})}
+
+
+# --- what the user gives the guest ---------------------------------------------------------------------------------
+
+
+def test_the_seed_holds_what_the_user_gave_byte_for_byte(shelf: Shelf, tmp_path: Path) -> None:
+    data = b"\x1f\x8b\x00\r\n'\"\xff"
+    of = spec_on(shelf.raw(), context="d" * 64)
+    shelf.contexts[of.command] = Context(base64.b64encode(data).decode())
+    perform(shelf, Do.MAKE_SEED, of)
+    path = shelf.settings.seeds / f"{of.vm}.iso"
+    assert (extracted(path, tmp_path / "out") / "user-data").read_bytes() == data
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_seed_without_its_context_is_refused(shelf: Shelf) -> None:
+    of = spec_on(shelf.raw(), context="d" * 64)
+    with pytest.raises(Fault, match="lost with the store") as caught:
+        perform(shelf, Do.MAKE_SEED, of)
+    assert caught.value.kind is FaultKind.REFUSED

@@ -179,7 +179,8 @@ def observed(seen: Seen = Seen.RUNNING, of: Optional[VmSpec] = None, **kw: Any) 
 
 
 def maxima(**kw: Any) -> Maxima:
-    members: Dict[str, Any] = {"cores": 8, "memory_mib": 16384, "disk_gib": 100, "lifetime_s": 7 * 86400, "count": 50}
+    members: Dict[str, Any] = {"cores": 8, "memory_mib": 16384, "disk_gib": 100, "lifetime_s": 7 * 86400, "count": 50,
+                               "context_bytes": 65536}
     members.update(kw)
     return Maxima(**members)
 

@@ -9,8 +9,11 @@ import subprocess
 from pathlib import Path
 from typing import Dict
 
+from twisted.internet.defer import succeed
+
 from tests.support import building
 from vmagent.config import ImageSettings
+from vmagent.core.context import Context
 from vmagent.core.model import ImageRef, VmSpec
 from vmagent.core.policy import CatalogueImage
 from vmagent.images.local import LocalImages
@@ -28,6 +31,7 @@ class Shelf:
         self.settings = ImageSettings(root / "images", root / "overlays", root / "seeds")
         self.settings.directory.mkdir()
         self.catalogue: Dict[str, CatalogueImage] = {}
+        self.contexts: Dict[str, Context] = {}  # by the id of the start command
 
     def add(self, id: str, file: str, format: str) -> ImageRef:
         """Endorse what is in `file` now, whatever it is."""
@@ -54,7 +58,8 @@ class Shelf:
         return self.settings.directory / self.catalogue[image.id].file
 
     def images(self, reactor: Reactor, threads: int = 2) -> LocalImages:
-        return LocalImages(self.settings, self.catalogue, Lanes("disk", threads, reactor))
+        lanes = Lanes("disk", threads, reactor)
+        return LocalImages(self.settings, self.catalogue, lanes, lambda command: succeed(self.contexts.get(command)))
 
 
 def spec_on(image: ImageRef, **kw: object) -> VmSpec:

@@ -8,7 +8,7 @@ unreachable.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Sequence, Set, Tuple
 
 from twisted.internet.defer import Deferred, fail, succeed
 
@@ -17,7 +17,9 @@ from tests.support.hostnet import HostCgroups, HostFirewall, HostShaper
 from tests.support.world import World as VmWorld
 from vmagent.core import identity
 from vmagent.core.actions import Action, Do
+from vmagent.core.context import NOTHING, Context
 from vmagent.core.model import DomainSeen, ForeignSeen, HostSeen, HypervisorInfo, Now, Seen
+from vmagent.core.seed import seed_files
 from vmagent.errors import Fault, FaultKind
 
 
@@ -36,6 +38,8 @@ class FakeHost:
         self.away = False
         self.silent: Set[str] = set()
         self.done: List[Tuple[str, Do]] = []
+        self.contexts: Callable[[str], Any] = lambda command: succeed(None)
+        self.seeds: Dict[str, Mapping[str, bytes]] = {}  # VM id -> the files of its seed, as last made
         self.firewall, self.shaper, self.cgroups = HostFirewall(self), HostShaper(self), HostCgroups(self)
 
     def now(self) -> Now:
@@ -51,6 +55,18 @@ class FakeHost:
             return waiting
         if self.fail.get(action.do):
             return fail(self.fail[action.do].pop(0))
+        if action.do is Do.MAKE_SEED:
+            given = self.contexts(action.spec.command) if action.spec.context else succeed(NOTHING)
+            return given.addCallback(lambda context: self._seed(action, context))
+        return self._performed(action)
+
+    def _seed(self, action: Action, context: Optional[Context]) -> Deferred[None]:
+        if context is None:
+            return fail(Fault(FaultKind.REFUSED, "no context"))
+        self.seeds[action.vm] = seed_files(action.spec, action.tag, context)
+        return self._performed(action)
+
+    def _performed(self, action: Action) -> Deferred[None]:
         world = self.worlds.setdefault(action.vm, VmWorld(action.spec))
         world.at = self.clock.seconds()
         world.speaks = action.vm not in self.silent

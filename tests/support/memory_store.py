@@ -22,12 +22,14 @@ from vmagent.core.changes import (
     Publish,
     PutAudit,
     PutCommand,
+    PutContext,
     PutSetting,
     PutVm,
     SendReply,
     Stored,
 )
 from vmagent.core.codec import canonical, record_from_json
+from vmagent.core.context import Context, from_json
 from vmagent.core.model import Now, VmRecord
 from vmagent.errors import Fault, FaultKind
 from vmagent.ports import Store
@@ -49,6 +51,7 @@ class MemoryStore:
         self._vms: Dict[str, VmRecord] = {}
         self._commands: Dict[str, CommandRow] = {}
         self._settings: Dict[str, Any] = {}
+        self._contexts: Dict[str, Context] = {}
         self._audit: List[PutAudit] = []
         self._outbox: Dict[int, OutboxRow] = {}
         self._sequences: Dict[str, int] = {}
@@ -97,7 +100,12 @@ class MemoryStore:
 
     def _apply(self, change: Change) -> None:
         if isinstance(change, PutVm):
-            self._vms[change.record.vm] = record_from_json(_copy(change.record))
+            record = self._vms[change.record.vm] = record_from_json(_copy(change.record))
+            command = record.spec.command
+            if record.closed and all(r.closed for r in self._vms.values() if r.spec.command == command):
+                self._contexts.pop(command, None)
+        elif isinstance(change, PutContext):
+            self._contexts[change.command] = from_json(_copy(change.context))
         elif isinstance(change, PutCommand):
             row = change.row
             self._commands[row.id] = dataclasses.replace(row, reply=_copy(row.reply), args=_copy(row.args))
@@ -127,6 +135,9 @@ class MemoryStore:
 
     def command(self, id: str) -> Deferred[Optional[CommandRow]]:
         return succeed(self._commands.get(id))
+
+    def context(self, command: str) -> Deferred[Optional[Context]]:
+        return succeed(self._contexts.get(command))
 
     def records(self, handle: str) -> Deferred[Tuple[VmRecord, ...]]:
         return succeed(
@@ -179,6 +190,7 @@ class FailingStore:
         self.open = store.open
         self.close = store.close
         self.command = store.command
+        self.context = store.context
         self.records = store.records
         self.audit = store.audit
         self.outbox = store.outbox

@@ -69,6 +69,7 @@ class Site:
         self.host = host or FakeHost(self.reactor)
         self.lane = lane(self.reactor, "store")
         self.store = store or SqliteStore(folder / "vmagent.db", self.lane, 10_000, 2**24)
+        self.host.contexts = self.store.context
         policy = policy or building.policy()
         self.world = World(self.store, NoOutbox(), LiveFeed())
         self.consequences = Consequences(self.world, policy)

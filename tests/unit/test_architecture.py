@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "vmagent").rglob("*.py"))
 
 LAYER0 = {"core", "errors"}
-LAYER1 = {"ports", "config", "configfile", "log", "lanes", "children", "crashpoint"}
+LAYER1 = {"ports", "config", "configfile", "log", "lanes", "children", "crashpoint", "givenfiles"}
 LAYER2 = {"hypervisor", "host", "images", "broker", "local", "store", "render", "export"}
 LAYER3 = {"reconciler", "world", "consequences", "observer", "intake", "announcer", "adoption", "recovery",
           "chronicle", "holding", "sweeping", "counting"}
@@ -29,7 +29,7 @@ MAY.update({part: LAYER0 | LAYER3 | {"ports", "crashpoint", "config", "log", ""}
 MAY.update({part: LAYER0 | LAYER1 | LAYER2 | LAYER3 | TOP | {""} for part in TOP})
 MAY["export"] = MAY["export"] | {"render"}
 MAY["site"] = LAYER0 | {"schema", "render", "broker.client", "broker.signing", "crashpoint", "config", "log", ""}
-MAY["site"] |= {"broker.profiles", "broker.link"}  # what broker.client is made of
+MAY["site"] |= {"givenfiles", "broker.profiles", "broker.link"}  # what broker.client is made of
 MAY[""] = MAY["schema"] = set()
 
 ONLY: Dict[str, Tuple[str, ...]] = {

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from pathlib import Path
 from typing import Any, Dict, Iterable
 
 import pytest
 
+from vmagent import givenfiles
 from vmagent.core import asking, columns, duration, rates, schemas
 from vmagent.errors import Problem
 
+KEY = b"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIO3B0yC6l0yX8pQ3ZVtCzXb5b7m8m7l6pY8m4bJ8m2bJ me@example.org"
+FILES = {"hello.yaml": b"#cloud-config\n{}\n", "me.pub": b"# mine\n\n" + KEY + b"\r\n",
+         "two.pub": KEY + b"\n" + KEY + b"\n",
+         "empty.pub": b"\n", "id": b"-----BEGIN OPENSSH PRIVATE KEY-----\nsecret\n", "odd": b"\x1f\x8b\x00\xff"}
 START = {"image": {"id": "tiny"}, "flavour": "small", "lifetime": 3600}
 
 
@@ -95,7 +101,7 @@ def test_a_start_with_limits() -> None:
     line = """--image tiny --flavour small --lifetime 1h --network public --network dmz=192.0.2.5 --cpu-cap 50
         --cpu-weight 20 --bandwidth-in 10mbit --bandwidth-out 500kbit --deny-in tcp:22@192.0.2.9 --allow-in tcp:22
         --deny-out any@10.0.0.0/8 --read-bytes 50mb --write-ops 100"""
-    args = asking.start_args(said(asking.START, line))
+    args = asking.start_args(said(asking.START, line), FILES.__getitem__)
     schemas.check("vm.start", args)
     assert (args["cpu_cap_core_percent"], args["cpu_weight"]) == (50, 20)
     assert args["disk_io"] == {"read_bytes_per_s": 50_000_000, "write_ops_per_s": 100}
@@ -113,7 +119,7 @@ def test_a_start_with_limits() -> None:
 @pytest.mark.parametrize("line", ["--bandwidth-in 1mbit", "--allow-in tcp:22"])
 def test_bandwidth_and_rules_need_an_interface(line: str) -> None:
     with pytest.raises(Problem) as caught:
-        asking.start_args(said(asking.START, f"--image tiny --flavour small --lifetime 1h {line}"))
+        asking.start_args(said(asking.START, f"--image tiny --flavour small --lifetime 1h {line}"), FILES.__getitem__)
     assert caught.value.type == "usage"
 
 
@@ -160,7 +166,7 @@ def test_every_limit_can_be_given_on_a_command_line() -> None:
 
 def test_what_was_not_said_is_left_to_the_agent() -> None:
     said: Dict[str, Any] = {option.name: None for option in asking.START}
-    args = asking.start_args({**said, **START, "atomic": False, "count": 2})
+    args = asking.start_args({**said, **START, "atomic": False, "count": 2}, FILES.__getitem__)
     assert args == {"image": {"id": "tiny"}, "flavour": "small", "lifetime_s": 3600, "count": 2}
     schemas.check("vm.start", args)
 
@@ -197,3 +203,43 @@ def test_a_selector_is_exactly_one() -> None:
 
 def test_columns_align_and_obey_nobody() -> None:
     assert columns.lines(("A", "BB"), [("xxx", ""), ("y", "\x1b[31mred\n")]) == ["A    BB", "xxx  -", "y    ?[31mred?"]
+
+
+def given(line: str) -> Dict[str, Any]:
+    parsed = said(asking.START, f"--image tiny --flavour small --lifetime 1h {line}")
+    args = asking.start_args(parsed, FILES.__getitem__)
+    schemas.check("vm.start", args)
+    return {name: args.get(name) for name in ("user_data", "ssh_keys", "meta_data")}
+
+
+def test_user_data_keys_and_meta_data_come_from_files_and_pairs() -> None:
+    found = given("--user-data odd --ssh-key me.pub --ssh-key two.pub --meta-data role=worker --meta-data a=b=c")
+    assert found["user_data"] == "H4sA/w=="
+    assert found["ssh_keys"] == [KEY.decode()] * 3
+    assert found["meta_data"] == {"role": "worker", "a": "b=c"}
+    assert set(given("").values()) == {None}
+
+
+@pytest.mark.parametrize("file", ["id", "empty.pub", "odd", "hello.yaml"])
+def test_what_is_no_public_key_is_not_sent(file: str) -> None:
+    with pytest.raises(Problem) as caught:
+        given(f"--ssh-key {file}")
+    assert caught.value.type == "usage"
+    assert file in caught.value.detail and "secret" not in caught.value.detail
+
+
+@pytest.mark.parametrize("text", ["", "role", "=x"])
+def test_bad_meta_data(text: str) -> None:
+    with pytest.raises(ValueError, match="KEY=VALUE"):
+        asking.meta(text)
+
+
+def test_files_are_read_whole_and_bounded(tmp_path: Path) -> None:
+    (tmp_path / "small").write_bytes(b"\x00\r\n")
+    assert givenfiles.content(str(tmp_path / "small")) == b"\x00\r\n"
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(givenfiles.MOST_BYTES + 1)
+    for name, why in (("large", "4 MiB"), ("none", "No such file"), (".", "Is a directory")):
+        with pytest.raises(Problem, match=why) as caught:
+            givenfiles.content(str(tmp_path / name))
+        assert caught.value.type == "usage"

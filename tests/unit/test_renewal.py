@@ -132,8 +132,8 @@ def test_a_stop_that_comes_while_it_is_made_anew_ends_it() -> None:
 
 
 def test_the_instance_id_is_another_one_and_the_tag_tells_it() -> None:
-    first = seed_files(b.spec())["meta-data"]
-    second = seed_files(b.spec(incarnation=1))["meta-data"]
+    first = seed_files(b.spec())["meta-data"].decode()
+    second = seed_files(b.spec(incarnation=1))["meta-data"].decode()
     assert f'"instance-id": "{b.spec().vm}"' in first
     assert f'"instance-id": "{b.spec().vm}-1"' in second
 

@@ -150,8 +150,8 @@ BAD_ARGS: Tuple[Tuple[str, Any, List[str]], ...] = (
      ["networks[0].addresses[0]", "networks[0].addresses[1]", "networks[0].addresses[2]"]),
     ("vm.start", start(networks=[{"type": "a"}] * 9), ["networks"]),
     # of later issues
-    ("vm.start", start(user_data="#!/bin/sh", ssh_keys=[], disks=[], hold="x"),
-     ["disks", "hold", "ssh_keys", "user_data"]),
+    ("vm.start", start(user_data=5, ssh_keys="x", meta_data={"pin": ["1234"]}, disks=[], hold="x"),
+     ["disks", "hold", "meta_data.pin", "ssh_keys", "user_data"]),
     ("vm.start", start(**{"we ird\n": 1}), ['["we ird\\n"]']),
     ("vm.start", start(xml="<domain/>", path="/dev/sda", command="rm"), ["command", "path", "xml"]),
     # selectors

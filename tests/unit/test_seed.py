@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 
@@ -10,7 +11,8 @@ import yaml
 
 from tests.support import building
 from vmagent.core import seed
-from vmagent.core.model import VmSpec
+from vmagent.core.context import Context
+from vmagent.core.model import DiskIo, Limits, NicLimits, VmSpec
 
 MAC = "06:11:22:33:44:55"
 
@@ -29,9 +31,9 @@ def ethernet(**kw: object) -> dict:
 def test_the_files_that_nocloud_needs() -> None:
     of = building.spec()
     files = seed.seed_files(of)
-    assert set(files) == {"meta-data", "user-data", "network-config", "addresses"}
+    assert set(files) == {"meta-data", "user-data", "vendor-data", "network-config", "addresses", "facts"}
     assert yaml.safe_load(files["meta-data"]) == {"instance-id": of.vm, "local-hostname": "worker"}
-    assert files["user-data"].startswith("#cloud-config\n")
+    assert files["user-data"].startswith(b"#cloud-config\n")
     assert yaml.safe_load(files["user-data"]) == {}
 
 
@@ -95,7 +97,7 @@ def test_a_gateway_of_a_family_without_address_is_not_told() -> None:
 
 def test_plain_lines_for_small_guests() -> None:
     of = spec_with(addresses=("192.0.2.10/24", "2001:DB8::5/64"), gateways=("2001:db8::1",), mtu=1400)
-    assert seed.seed_files(of)["addresses"].splitlines() == [
+    assert seed.seed_files(of)["addresses"].decode().splitlines() == [
         f"{MAC} 192.0.2.10/24 - 1400",
         f"{MAC} 2001:db8::5/64 2001:db8::1 1400",
     ]
@@ -114,7 +116,7 @@ def test_every_interface_is_told() -> None:
 def test_no_interface_is_a_valid_wish_too() -> None:
     files = seed.seed_files(building.spec(interfaces=()))
     assert yaml.safe_load(files["network-config"]) == {"version": 2, "ethernets": {}}
-    assert files["addresses"] == ""
+    assert files["addresses"] == b""
 
 
 @pytest.mark.parametrize(
@@ -140,4 +142,60 @@ def test_what_is_no_address_never_becomes_text(wrong: dict) -> None:
 
 def test_everything_is_ascii() -> None:
     for content in seed.seed_files(building.spec(name="\u00fcber")).values():
-        content.encode("ascii")
+        content.decode("ascii")
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def test_what_the_user_gives_and_what_the_agent_says() -> None:
+    of = building.spec()
+    data = b"#!/bin/sh\r\necho \"'$x'\" \x00\xff\n"
+    given = Context(b64(data), ("ssh-ed25519 AAAA me",), (("role", "a: b # c"), ("n", 7)))
+    files = seed.seed_files(of, building.tag(), given)
+    assert files["user-data"] == data
+    assert yaml.safe_load(files["meta-data"]) == {
+        "instance-id": of.vm, "local-hostname": "worker", "public-keys": ["ssh-ed25519 AAAA me"], "role": "a: b # c",
+        "n": 7,
+    }
+
+
+def test_meta_data_replaces_nothing_that_the_agent_says() -> None:
+    files = seed.seed_files(building.spec(), None, Context(meta_data=(("instance-id", "x"), ("local-hostname", "y"))))
+    assert yaml.safe_load(files["meta-data"])["instance-id"] == building.spec().vm
+    assert yaml.safe_load(files["meta-data"])["local-hostname"] == "worker"
+
+
+HOSTILE = ["a\nb: c", "'", '"', "{{ x }}", "!!python/object:x", "&a *a", "- x", "yes", "0x10", "%",
+           "\u2028", "<x>", "\\"]
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_a_value_stays_one_value(value: str) -> None:
+    files = seed.seed_files(building.spec(), None, Context(ssh_keys=(value,), meta_data=(("x", value),)))
+    found = yaml.safe_load(files["meta-data"])
+    assert (found["x"], found["public-keys"]) == (value, [value])
+
+
+def test_the_facts_that_a_guest_may_know() -> None:
+    nics = (NicLimits(bandwidth_in_kbit=1000),)
+    of = dataclasses.replace(spec_with(), limits=Limits(50, disk_io=DiskIo(write_ops_per_s=100), nics=nics))
+    files = seed.seed_files(of, building.tag())
+    assert files["facts"].decode().splitlines() == [
+        f"vm {of.vm}", "lease_s 3600", f"accepted_at {building.WALL}", "cores 1", "memory_mib 512", "disk_gib 2",
+        "cpu_cap_core_percent 50", "disk_write_ops_per_s 100", f"bandwidth {MAC} 1000 -",
+    ]  # fmt: skip
+    vendor = files["vendor-data"].decode()
+    assert vendor.startswith("#cloud-config\n")
+    (file,) = yaml.safe_load(vendor)["write_files"]
+    assert (file["path"], file["permissions"]) == (seed.FACTS, "0444")
+    assert json.loads(file["content"]) == seed.facts(of, building.tag())
+    assert "lease_s" not in seed.facts(of)
+
+
+def test_made_anew_it_knows_when_its_lease_began() -> None:
+    began = "2026-11-20T11:00:00.000Z"
+    files = seed.seed_files(building.spec(incarnation=1), building.tag(started_wall=began))
+    assert f"lease_began_at {began}\n".encode() in files["facts"]
+    assert b"lease_began_at" not in seed.seed_files(building.spec(), building.tag())["facts"]

@@ -81,7 +81,7 @@ class Action:
 
     do: Do
     spec: VmSpec
-    tag: Optional[Tag] = None  # DEFINE, WRITE_TAG: what to write
+    tag: Optional[Tag] = None  # DEFINE, WRITE_TAG: what to write; MAKE_SEED: what is told of the lease
     cpu: Optional[CpuLimit] = None  # DEFINE, APPLY_CPU, TELL_SYSTEMD: the effective cap
     then: Optional[Action] = None  # performed right after this one, without another look in between
 

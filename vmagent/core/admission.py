@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from vmagent.core import addresses, codec, identity, request
+from vmagent.core import addresses, codec, context, identity, request
 from vmagent.core.asked import Asked, asked, outside
 from vmagent.core.commands import Command
 from vmagent.core.model import DiskIo, ImageRef, Owner, VmRecord, VmSpec
@@ -70,8 +70,9 @@ def admit(command: Command, policy: Policy, records: Sequence[VmRecord], room: H
     """Decide a `vm.start`; `records` are all wishes that are not closed.
 
     Problems when nothing (or, `atomic`, not all) can be taken, all at once: `drained`, `no-virtualisation`,
-    `owner-needed`, `unknown-flavour`, `unknown-network`, `unknown-image`, `rule`, `over-limit`, `under-limit`,
-    `disk-too-small`, `address`, `mac`, `address-in-use`, `id-in-use`, `no-capacity`, `not-supported-here`.
+    `owner-needed`, `context`, `unknown-flavour`, `unknown-network`, `unknown-image`, `rule`, `over-limit`,
+    `under-limit`, `disk-too-small`, `address`, `mac`, `address-in-use`, `id-in-use`, `no-capacity`,
+    `not-supported-here`.
     """
     problems = _host_problems(command, policy, room) + _name_problems(command, policy)
     what: Optional[Asked] = None
@@ -251,6 +252,7 @@ def _member(
         atomic=bool(args.get("atomic", False)),
         count=what.count,
         restart=args.get("restart", "never"),
+        context=context.digest(what.context, command.digest),
         **_patience(args),
     )
 

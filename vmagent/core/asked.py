@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, List, Mapping, Optional, Tuple
 
 from vmagent.core import limits
+from vmagent.core.context import NOTHING, Context, context
 from vmagent.core.limits import Outside
 from vmagent.core.model import Limits
 from vmagent.core.policy import Maxima, Minima, Policy
@@ -30,6 +31,7 @@ class Asked:
     keep_s: int
     count: int
     networks: Tuple[str, ...]
+    context: Context
 
     def path(self, size: str) -> str:
         """Where in the request `cores`, `memory_mib` or `disk_gib` was decided."""
@@ -39,14 +41,19 @@ class Asked:
 def asked(args: Mapping[str, Any], policy: Policy) -> Asked:
     """The args of a schema-valid start.
 
-    Problems, all at once: `unknown-flavour`, `rule`, `over-limit` (too many rules).
+    Problems, all at once: `unknown-flavour`, `rule`, `over-limit` (too many rules), `context`.
     """
     flavour = policy.flavours.get(args.get("flavour", ""))
     problems = [_no_flavour(args["flavour"], policy)] if "flavour" in args and flavour is None else []
+    effective, given = Limits(), NOTHING
     try:
         effective = limits.effective(args, flavour, policy)
     except Problems as found:
-        raise Problems([*problems, *found.problems]) from None
+        problems += found.problems
+    try:
+        given = context(args)
+    except Problems as found:
+        problems += found.problems
     if problems:
         raise Problems(problems)
     sizes = {name: args[name] if flavour is None else getattr(flavour, name) for name in SIZES}
@@ -57,6 +64,7 @@ def asked(args: Mapping[str, Any], policy: Policy) -> Asked:
         lifetime_s=args["lifetime_s"],
         keep_s=args.get("keep_s", 0),
         count=args.get("count", 1),
+        context=given,
         networks=tuple(network["type"] for network in args.get("networks", ())),
     )
 
@@ -75,6 +83,7 @@ def outside(what: Asked, maxima: Maxima, minima: Optional[Minima] = None) -> Lis
         ("lifetime_s", "args.lifetime_s", what.lifetime_s, maxima.lifetime_s),
         ("keep_s", "args.keep_s", what.keep_s, maxima.lifetime_s),
         ("count", "args.count", what.count, maxima.count),
+        ("context_bytes", "args.user_data", what.context.size, maxima.context_bytes),
     )
     found = [Outside(name, path, needed, most) for name, path, needed, most in rows if needed > most]
     for name, path, needed, _ in sizes:

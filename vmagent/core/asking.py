@@ -8,10 +8,11 @@ not here.  Bandwidth and rules on a command line are those of every interface; w
 from __future__ import annotations
 
 import argparse
+import base64
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
 
-from vmagent.core import duration, rates
+from vmagent.core import context, duration, rates
 from vmagent.errors import Problem
 
 
@@ -47,12 +48,38 @@ def rule(action: str) -> Callable[[str], Dict[str, Any]]:
     return read
 
 
+def meta(text: str) -> Tuple[str, str]:
+    """`KEY=VALUE` as a member of the meta-data.  ValueError."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise ValueError("meta-data is KEY=VALUE")
+    return name, value
+
+
+def _user_data(file: str, read: ReadFile) -> str:
+    return base64.b64encode(read(file)).decode()
+
+
+def _ssh_keys(files: List[str], read: ReadFile) -> List[str]:
+    """The lines of public key files, without empty ones and comments.  Problem `usage`: a line is no public key."""
+    found: List[str] = []
+    for file in files:
+        lines = [line.strip() for line in read(file).decode("utf-8", "replace").splitlines()]
+        keys = [line for line in lines if line and not line.startswith("#")]
+        if not keys or not all(context.is_public_key(key) for key in keys):
+            raise Problem("usage", f"{file} holds what is no OpenSSH public key (such files end in .pub)")
+        found += keys
+    return found
+
+
 def or_default(read: Callable[[str], Any]) -> Callable[[str], Any]:
     """What `read` reads, or the word `default`: back to what the site gives."""
     return lambda text: BACK if text == "default" else read(text)
 
 
 PROTOCOLS = ("tcp", "udp", "icmp", "icmpv6", "any")
+ReadFile = Callable[[str], bytes]
+"""The content of a file by its name; Problem `usage` when it cannot be read."""
 BACK = object()
 """What the word `default` reads as: null on the wire, which None, an option not given, is not."""
 
@@ -62,7 +89,8 @@ class Option:
     """One option of a command line.  read None: a switch; `many`: may be given several times.
 
     within: the member of `disk_io`, or of every one of `networks`, that it gives.  kept: under this name together with
-    others, in the order in which they are given.
+    others, in the order in which they are given.  made: the member from what was said, where that takes files or
+    several options together.
     """
 
     flag: str
@@ -73,6 +101,7 @@ class Option:
     many: bool = False
     within: str = ""
     kept: str = ""
+    made: Optional[Callable[[Any, ReadFile], Any]] = None
 
     @property
     def name(self) -> str:
@@ -132,6 +161,11 @@ START: Tuple[Option, ...] = (
     Option("--keep", "keep_s", duration.seconds, "SPAN", "keep the disk this long after the end"),
     Option("--restart", "restart", str, "WHEN",
            "always: when the guest ends by itself, again from the golden image; never (default)"),
+    Option("--user-data", "user_data", str, "FILE", "cloud-init user data for the guest", made=_user_data),
+    Option("--ssh-key", "ssh_keys", str, "FILE", "public key of who may log in; may be repeated", many=True,
+           made=_ssh_keys),
+    Option("--meta-data", "meta_data", meta, "KEY=VALUE", "a member of the guest's meta-data; may be repeated",
+           many=True, made=lambda pairs, _read: dict(pairs)),
     Option("--dry-run", "dry_run", None, "", "decide and answer, start nothing"),
 )
 REQUIRED = ("image", "lifetime")
@@ -156,12 +190,16 @@ SELECTOR: Tuple[Option, ...] = (
 """Instead of naming VMs.  The flags differ from START's, because they choose and do not describe."""
 
 
-def start_args(said: Mapping[str, Any]) -> Dict[str, Any]:
+def start_args(said: Mapping[str, Any], read: ReadFile) -> Dict[str, Any]:
     """`args` of vm.start from the options' values by name; what was not said is left to the agent's defaults.
 
-    Problem `usage`: bandwidth or rules without a network.
+    Problem `usage`: bandwidth or rules without a network; a file that cannot be read or holds no key.
     """
-    args = {option.member: said[option.name] for option in START if not option.within and _given(said, option)}
+    args = {
+        option.member: said[option.name] if option.made is None else option.made(said[option.name], read)
+        for option in START
+        if not option.within and _given(said, option)
+    }
     disk_io, of_networks = _within(said, START, "disk_io"), _within(said, START, "networks")
     if disk_io:
         args["disk_io"] = disk_io

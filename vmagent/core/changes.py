@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Mapping, Optional, Tuple, Union
 
+from vmagent.core.context import Context
 from vmagent.core.model import VmRecord
 
 
@@ -35,6 +36,16 @@ class PutVm:
 @dataclass(frozen=True)
 class PutCommand:
     row: CommandRow
+
+
+@dataclass(frozen=True)
+class PutContext:
+    """What a start gives its guests, secrets included (context.py).  It goes with the closing of the command's last
+    VM: the same transaction takes it away.
+    """
+
+    command: str
+    context: Context
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ class PutSetting:
     value: Optional[Any]  # None deletes; else JSON
 
 
-Change = Union[PutVm, PutCommand, Publish, SendReply, PutAudit, PutSetting]
+Change = Union[PutVm, PutCommand, PutContext, Publish, SendReply, PutAudit, PutSetting]
 
 
 @dataclass(frozen=True)

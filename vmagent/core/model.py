@@ -161,6 +161,7 @@ class VmSpec:
     count: int = 1
     restart: str = "never"  # | "always": when the guest ends by itself it is made anew while the lease lasts
     incarnation: int = 0  # how often it was made anew from the golden image (renewal.py)
+    context: str = ""  # there is user data for it in the store: context.digest; "" = there is none
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class _Case:
 
     def act(self, do: Do, record: Optional[VmRecord] = None, then: Optional[Action] = None) -> _Done:
         record = record or self.record
-        tagged = do in (Do.DEFINE, Do.WRITE_TAG)
+        tagged = do in (Do.MAKE_SEED, Do.DEFINE, Do.WRITE_TAG)
         limited = do in (Do.DEFINE, Do.APPLY_CPU, Do.TELL_SYSTEMD)
         tag = tag_of(record, self.policy.instance) if tagged else None
         return record, Action(do, record.spec, tag, cpu_limit(record.spec) if limited else None, then)

@@ -76,6 +76,7 @@ class Maxima:
     disk_gib: int
     lifetime_s: int
     count: int
+    context_bytes: int  # user data, keys and meta-data together
     cpu_cap_core_percent: Optional[int] = None
     cpu_weight: Optional[int] = None
     bandwidth_in_kbit: Optional[int] = None  # of each interface

@@ -172,8 +172,13 @@ _TYPES = {
 
 
 def _not_what(error: Any) -> str:
-    """What was there instead.  Texts are repeated only where they are words of the protocol: others may be secrets."""
+    """What was there instead.  Texts are repeated only where they are words of the protocol: others may be secrets.
+
+    What a schema calls `writeOnly` is secret whatever its type.
+    """
     value = error.instance
+    if error.schema.get("writeOnly"):
+        return ""
     if isinstance(value, (bool, int, float)) or value is None:
         return f", not {quoted(value)}"
     if isinstance(value, str) and error.validator in ("enum", "const", "pattern"):

@@ -7,21 +7,29 @@ Rules
 2. The guest is told exactly the addresses that were assigned, and not to look for others (no DHCP; router
    advertisements only where IPv6 was assigned without a gateway).
 3. Every value is checked before it becomes text.  The text is JSON in ASCII, which every YAML reader takes.
+4. `user-data` is the user's, byte for byte.  What the user says in `meta_data` never replaces what the agent says.
+5. A seed is written once: what it says of the lease is what was granted at the start, not what `vm.extend` made of it.
 
-`addresses` is our extension for guests too small to have a YAML reader; cloud-init does not look at it.  One line per
-address: `MAC ADDRESS/PREFIX GATEWAY|- MTU`, where the gateway is the one of that address's family.
+`addresses` and `facts` are our extensions for guests too small to have a YAML reader; cloud-init does not look at them.
+`addresses`: one line per address, `MAC ADDRESS/PREFIX GATEWAY|- MTU`, where the gateway is the one of that address's
+family.  `facts`: `NAME VALUE` per line, and `bandwidth MAC IN OUT` in kbit/s per interface, `-` = not limited.
+`vendor-data` has cloud-init write the same facts to FACTS in the guest, as JSON, unless the user data has `write_files`
+of its own or switches vendor data off.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Union
 
-from vmagent.core.model import Interface, VmSpec
+from vmagent.core.context import NOTHING, Context
+from vmagent.core.model import Interface, Tag, VmSpec
 
 VOLUME = "cidata"
+FACTS = "/etc/vmagent-facts.json"
 LOWEST_MTU, HIGHEST_MTU = 68, 65535
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
@@ -33,14 +41,62 @@ Assigned = Union[IPv4Interface, IPv6Interface]
 Peer = Union[IPv4Address, IPv6Address]
 
 
-def seed_files(spec: VmSpec) -> Mapping[str, str]:
-    """File name -> content.  ValueError when an interface holds what is no address, MAC or MTU."""
-    return {
-        "meta-data": _text({"instance-id": instance_id(spec), "local-hostname": hostname(spec)}),
-        "user-data": "#cloud-config\n{}\n",
+def seed_files(spec: VmSpec, tag: Optional[Tag] = None, context: Context = NOTHING) -> Mapping[str, bytes]:
+    """File name -> content.  tag: what the definition will say, for the lease; None = nothing is said of it.
+
+    ValueError when an interface holds what is no address, MAC or MTU.
+    """
+    said = facts(spec, tag)
+    texts = {
+        "meta-data": _text({**dict(context.meta_data), **_meta_data(spec, context)}),
+        "vendor-data": "#cloud-config\n" + _text(_vendor_data(said)),
         "network-config": _text(network_config(spec.interfaces)),
         "addresses": "".join(_address_lines(spec.interfaces)),
+        "facts": "".join(_fact_lines(said)),
     }
+    files = {name: text.encode("ascii") for name, text in texts.items()}
+    return {**files, "user-data": context.user_bytes or b"#cloud-config\n{}\n"}
+
+
+def facts(spec: VmSpec, tag: Optional[Tag] = None) -> Dict[str, Any]:
+    """What a guest may know about itself.  `lease_s` counts from its first instruction, over its reboots and pauses;
+    `accepted_at` is when the start was accepted; `lease_began_at` stands there once it was made anew, because then
+    the lease does not begin with it.  A limit that is not there does not hold.
+    """
+    lease: Dict[str, Any] = {} if tag is None else {"lease_s": tag.lifetime_s, "accepted_at": tag.accepted_wall}
+    if tag is not None and tag.started_wall:  # made anew: the lease began with the first life
+        lease["lease_began_at"] = tag.started_wall
+    numbers = {
+        "cores": spec.cores,
+        "memory_mib": spec.memory_mib,
+        "disk_gib": spec.disk_gib,
+        "cpu_cap_core_percent": spec.limits.cpu_cap_core_percent,
+        **{f"disk_{name}": value for name, value in dataclasses.asdict(spec.limits.disk_io).items()},
+    }
+    nics = [
+        {"mac": _mac(each), "in_kbit": limits.bandwidth_in_kbit, "out_kbit": limits.bandwidth_out_kbit}
+        for each, limits in zip(spec.interfaces, spec.limits.nics)
+    ]
+    known = {name: value for name, value in numbers.items() if value is not None}
+    return {"vm": spec.vm, **lease, **known, "bandwidth": nics}
+
+
+def _fact_lines(said: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in said.items():
+        if name != "bandwidth":
+            yield f"{name} {value}\n"
+    for nic in said["bandwidth"]:
+        yield f"bandwidth {nic['mac']} {nic['in_kbit'] or '-'} {nic['out_kbit'] or '-'}\n"
+
+
+def _meta_data(spec: VmSpec, context: Context) -> Dict[str, Any]:
+    """cloud-init gives `public-keys` to the image's default user."""
+    keys = {"public-keys": list(context.ssh_keys)} if context.ssh_keys else {}
+    return {"instance-id": instance_id(spec), "local-hostname": hostname(spec), **keys}
+
+
+def _vendor_data(said: Mapping[str, Any]) -> Dict[str, Any]:
+    return {"write_files": [{"path": FACTS, "permissions": "0444", "content": _text(said)}]}
 
 
 def instance_id(spec: VmSpec) -> str:

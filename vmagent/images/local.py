@@ -16,12 +16,13 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Set, Tuple
+from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Set, Tuple
 
 from twisted.internet.defer import Deferred, fail
 
 from vmagent.config import ImageSettings
 from vmagent.core.actions import Action, Do
+from vmagent.core.context import NOTHING, Context
 from vmagent.core.model import VmSpec
 from vmagent.core.policy import CatalogueImage
 from vmagent.core.seed import seed_files
@@ -39,19 +40,26 @@ _KINDS = {".qcow2": "overlay", ".iso": "seed"}
 _OURS = re.compile(rf"({_VM})(\.qcow2|\.iso)")
 _UNFINISHED = re.compile(rf"{_VM}(\.qcow2|\.iso|\.files){re.escape(_TEMPORARY)}")
 _LOOK_S = 20.0
+Contexts = Callable[[str], "Deferred[Optional[Context]]"]
 
 
 class LocalImages:
-    """`lanes`: own threads for the disk; several, so that a long hash holds up nobody else."""
+    """`lanes`: own threads for the disk; several, so that a long hash holds up nobody else.
 
-    def __init__(self, settings: ImageSettings, catalogue: Mapping[str, CatalogueImage], lanes: Lanes) -> None:
+    contexts: what a start gave its guests, by its command's id.
+    """
+
+    def __init__(
+        self, settings: ImageSettings, catalogue: Mapping[str, CatalogueImage], lanes: Lanes, contexts: Contexts
+    ) -> None:
+        self._contexts = contexts
         self._overlays = settings.overlays
         self._seeds = settings.seeds
         self._golden = GoldenImages(settings.directory, catalogue)
         self._lanes = lanes
         self._work: Mapping[Do, Callable[[Action], Deferred[None]]] = {
             Do.MAKE_OVERLAY: self._make_overlay,
-            Do.MAKE_SEED: lambda action: self._in_lane(action, self._make_seed, action.spec),
+            Do.MAKE_SEED: self._seed,
             Do.CLEAN_UP: lambda action: self._in_lane(action, self._clean_up, action.vm),
         }
 
@@ -98,10 +106,19 @@ class LocalImages:
         _sweep(target)
         make_overlay(golden, spec.disk_gib, target, _part(target))
 
-    def _make_seed(self, spec: VmSpec) -> None:
+    def _seed(self, action: Action) -> Deferred[None]:
+        if not action.spec.context:
+            return self._in_lane(action, self._make_seed, action, NOTHING)
+        given = self._contexts(action.spec.command)
+        return given.addCallback(lambda found: self._in_lane(action, self._make_seed, action, found))
+
+    def _make_seed(self, action: Action, context: Optional[Context]) -> None:
+        spec = action.spec
+        if context is None:
+            raise Fault(FaultKind.REFUSED, f"seed of {spec.vm}: its user data was lost with the store that held it")
         target = Path(self.paths(spec.vm)[1])
         try:
-            files = seed_files(spec)
+            files = seed_files(spec, action.tag, context)
         except ValueError as error:
             raise Fault(FaultKind.REFUSED, f"seed of {spec.vm}: {error}") from error
         _sweep(target)

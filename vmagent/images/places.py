@@ -45,12 +45,12 @@ def sync_directory(directory: Path) -> None:
         os.close(file)
 
 
-def written(files: Mapping[str, str], folder: Path) -> None:
+def written(files: Mapping[str, bytes], folder: Path) -> None:
     """A new private `folder` with these files."""
     folder.mkdir(mode=0o700)
     for name, content in files.items():
         file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE)
-        with os.fdopen(file, "w", encoding="ascii") as out:
+        with os.fdopen(file, "wb") as out:
             out.write(content)
 
 

@@ -13,7 +13,7 @@ from vmagent.images.places import full, settle, written
 _BUILD_S = 30.0
 
 
-def make_seed(files: Mapping[str, str], target: Path, temporary: Path, folder: Path) -> None:
+def make_seed(files: Mapping[str, bytes], target: Path, temporary: Path, folder: Path) -> None:
     """Make or replace `target`; `temporary` and `folder` are used on the way and gone afterwards.
 
     Faults: REFUSED, FULL, UNKNOWN.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Callable, Dict, Mapping, TextIO, Tuple
 
+from vmagent import givenfiles
 from vmagent.core import asking
 from vmagent.errors import Problem
 from vmagent.local import handles, limittables, protocol, tables
@@ -106,7 +107,8 @@ def _command(session: Session, verb: str, args: Mapping[str, Any], **members: An
 
 def start(session: Session) -> int:
     owner = {"subject": session.said.owner, "fqan": session.said.fqan}
-    return _command(session, "vm.start", asking.start_args(vars(session.said)), on_behalf_of=owner)
+    args = asking.start_args(vars(session.said), givenfiles.content)
+    return _command(session, "vm.start", args, on_behalf_of=owner)
 
 
 def on_vms(session: Session) -> int:

@@ -5,6 +5,7 @@ with the epoch marker.  A file that fails in any of that is set aside (`aside.py
 domains are then adopted by their tags.  Errors of the disk or of locking are no damage.
 
 A commit is one BEGIN IMMEDIATE ... COMMIT that also counts itself in its epoch; the marker follows after it.
+What users gave their guests is overwritten when it is deleted, in the log too (`_scrub`).
 Restoring a backup by hand: stop the agent, put the copy in place of the file, remove `-wal` and `-shm`.  The marker
 then tells that the copy is older: a new epoch begins, `restored`.
 """
@@ -27,11 +28,13 @@ from vmagent.core.changes import (
     Publish,
     PutAudit,
     PutCommand,
+    PutContext,
     PutSetting,
     PutVm,
     SendReply,
     Stored,
 )
+from vmagent.core.context import Context
 from vmagent.core.model import Now, VmRecord
 from vmagent.errors import Fault, FaultKind
 from vmagent.store import epochs, schema
@@ -69,7 +72,9 @@ class Database:
         self._now = now
         try:
             stored, aside = self._load_or_replace(now)
-            return replace(stored, epoch=self._settle_epoch(now, aside))
+            stored = replace(stored, epoch=self._settle_epoch(now, aside))
+            self._scrub()
+            return stored
         except BaseException:
             self.close()
             raise
@@ -89,7 +94,7 @@ class Database:
         """Connect, and prove that everything needed can be read."""
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._connection = connection = sqlite3.connect(str(self._path), timeout=BUSY_S, isolation_level=None)
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
             connection.execute(f"PRAGMA {pragma}")
         problems = [text for (text,) in connection.execute("PRAGMA quick_check(3)") if text != "ok"]
         if problems:
@@ -165,7 +170,24 @@ class Database:
     def _counted(self, work: Callable[[], T]) -> T:
         result = self._transaction(work)
         self._follow()
+        if self._wishes.forgotten:
+            self._scrub()
         return result
+
+    def _scrub(self) -> None:
+        """What was secret and is deleted leaves the write-ahead log too; the pages of the database were overwritten
+        with zeros (secure_delete).  A reader (a backup) or a full disk delays it until a later commit or start.
+        """
+        connection = self.connection()
+        try:
+            connection.execute("PRAGMA busy_timeout = 0")
+            (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if not busy:
+                self._wishes.forgotten = 0
+        except sqlite3.Error as error:
+            log.warning("the write-ahead log cannot be emptied yet: %s", error)
+        finally:
+            connection.execute(f"PRAGMA busy_timeout = {BUSY_S * 1000:.0f}")
 
     def _transaction(self, work: Callable[[], T]) -> T:
         """All of `work` or nothing of it, counted in the epoch."""
@@ -200,6 +222,7 @@ class Database:
         todo: Dict[Type[Any], Callable[[Any], None]] = {
             PutVm: self._wishes.put_vm,
             PutCommand: self._wishes.put_command,
+            PutContext: self._wishes.put_context,
             PutSetting: self._wishes.put_setting,
             PutAudit: self._audit.append,
             Publish: lambda change: self._spool.publish(epoch, change),
@@ -225,6 +248,10 @@ class Database:
     def command(self, id: str) -> Optional[CommandRow]:
         self.connection()
         return self._wishes.command(id)
+
+    def context(self, command: str) -> Optional[Context]:
+        self.connection()
+        return self._wishes.context(command)
 
     def records(self, handle: str) -> Tuple[VmRecord, ...]:
         self.connection()

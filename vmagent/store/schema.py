@@ -59,6 +59,10 @@ STEPS: Steps = (
         "CREATE INDEX audit_ring ON audit (row) WHERE bounded = 1",
         "CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     ),
+    (
+        # Users' secrets: gone with the last open VM of the command.  Never in any other table.
+        "CREATE TABLE contexts (command TEXT PRIMARY KEY, context TEXT NOT NULL)",
+    ),
 )
 
 

@@ -20,6 +20,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from vmagent.core.changes import Change, CommandRow, Epoch, OutboxRow, Stored
+from vmagent.core.context import Context
 from vmagent.core.model import Now, VmRecord
 from vmagent.errors import Fault, FaultKind
 from vmagent.lanes import Lanes
@@ -136,6 +137,9 @@ class SqliteStore:
 
     def command(self, id: str) -> Deferred[Optional[CommandRow]]:
         return self._run(CALL_S, self._database.command, id)
+
+    def context(self, command: str) -> Deferred[Optional[Context]]:
+        return self._run(CALL_S, self._database.context, command)
 
     def records(self, handle: str) -> Deferred[Tuple[VmRecord, ...]]:
         return self._run(CALL_S, self._database.records, handle)

@@ -1,4 +1,4 @@
-"""VMs, commands and settings: what was asked for, as canonical JSON with the columns that look-ups need.
+"""VMs, commands, contexts and settings: what was asked for, as canonical JSON with the columns that look-ups need.
 
 Text that cannot be turned back into its value raises Unreadable: at open the file counts as damaged.
 """
@@ -9,8 +9,9 @@ import json
 import sqlite3
 from typing import Any, Callable, Dict, Optional, Tuple, TypeVar
 
-from vmagent.core.changes import CommandRow, PutCommand, PutSetting, PutVm
+from vmagent.core.changes import CommandRow, PutCommand, PutContext, PutSetting, PutVm
 from vmagent.core.codec import canonical, record_from_json
+from vmagent.core.context import Context, from_json
 from vmagent.core.model import VmRecord
 
 V = TypeVar("V")
@@ -32,10 +33,11 @@ def _command(raw: Any) -> CommandRow:
 
 
 class Wishes:
-    """The tables vms, vm_tags, commands, settings; inside the caller's transaction, in the store's thread."""
+    """The tables vms, vm_tags, commands, contexts, settings; inside the caller's transaction, in the store's thread."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self.forgotten = 0  # contexts whose bytes may still stand in the write-ahead log
 
     def put_vm(self, change: PutVm) -> None:
         record = change.record
@@ -50,6 +52,24 @@ class Wishes:
         self._connection.executemany(
             "INSERT OR IGNORE INTO vm_tags (tag, vm) VALUES (?, ?)", [(tag, record.vm) for tag in record.spec.tags]
         )
+        if record.closed:
+            self._forget_context(record.spec.command)
+
+    def put_context(self, change: PutContext) -> None:
+        self._connection.execute(
+            "INSERT INTO contexts VALUES (?, ?) ON CONFLICT (command) DO UPDATE SET context = excluded.context",
+            (change.command, canonical(change.context)),
+        )
+
+    def _forget_context(self, command: str) -> None:
+        """Once none of the command's VMs is open any more."""
+        still = "EXISTS (SELECT 1 FROM vms WHERE vms.command = contexts.command AND closed = 0)"
+        gone = self._connection.execute(f"DELETE FROM contexts WHERE command = ? AND NOT {still}", (command,))
+        self.forgotten += gone.rowcount
+
+    def context(self, command: str) -> Optional[Context]:
+        found = self._connection.execute("SELECT context FROM contexts WHERE command = ?", (command,)).fetchone()
+        return None if found is None else _read(found[0], from_json, f"context of {command}")
 
     def put_command(self, change: PutCommand) -> None:
         row = change.row
