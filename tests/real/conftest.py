@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,9 +18,12 @@ from tests.support import brokers, libvirtd
 from tests.support.agent import HOST, ROOT, SITE, Agent, Controller
 from vmagent.site import pki
 
-BRIDGE = "vtestbr0"
-SUBNET = "198.51.100"
-INSTANCE = "vmat"
+LINE = int(os.environ.get("VMAGENT_TEST_LINE", "0"))
+"""Two lines of tests may run beside each other: each has a bridge, networks and an instance of its own."""
+BRIDGE = f"vtestbr{LINE}"
+SUBNET = ("198.51.100", "198.18.151")[LINE]
+SUBNET6 = f"2001:db8:5{LINE + 1}:"
+INSTANCE = ("vmat", "vmau")[LINE]
 PINGABLE = {"inbound": [{"protocol": "icmp", "action": "allow"}, {"protocol": "icmpv6", "action": "allow"}]}
 _uri = ""  # of the session's own libvirtd
 
@@ -98,7 +102,7 @@ def bridge() -> Iterator[str]:
     subprocess.run(["ip", "link", "add", BRIDGE, "type", "bridge"], check=True)
     try:
         subprocess.run(["ip", "addr", "add", f"{SUBNET}.1/24", "dev", BRIDGE], check=True)
-        subprocess.run(["ip", "-6", "addr", "add", "2001:db8:51::1/64", "dev", BRIDGE, "nodad"], check=True)
+        subprocess.run(["ip", "-6", "addr", "add", f"{SUBNET6}:1/64", "dev", BRIDGE, "nodad"], check=True)
         subprocess.run(["ip", "link", "set", BRIDGE, "up"], check=True)
         yield BRIDGE
     finally:
@@ -132,7 +136,7 @@ def config(hypervisor: str, rabbitmq: Any, golden: Any, bridge: str, trust: Path
         "security": {"ca_directory": str(trust / "trust"), "clock_skew_s": 2, "authority": [
             {"signer": "CN=controller", "verbs": ["*"], "vos": ["*"], "scope": "all"}]},
         "networks": {"public": {"bridge": bridge, "addressing": "controller",
-                                "subnets": [f"{SUBNET}.0/24", "2001:db8:51::/64"]}},
+                                "subnets": [f"{SUBNET}.0/24", f"{SUBNET6}:/64"]}},
         "flavours": {"tiny": {"cores": 1, "memory_mib": 128, "disk_gib": 1}},
         "images": {"directory": str(directory), "catalogue": {"try": {
             "file": image["file"], "format": image["format"], "sha512": image["sha512"]}}},
@@ -203,7 +207,7 @@ def start_args(**kw: Any) -> Dict[str, Any]:
     """A start of one tiny VM with an address."""
     args: Dict[str, Any] = {
         "flavour": "tiny", "image": {"id": "try"}, "lifetime_s": 600, "name": "guest",
-        "networks": [{"type": "public", "addresses": [f"{SUBNET}.10", "2001:db8:51::10"], "firewall": PINGABLE}],
+        "networks": [{"type": "public", "addresses": [f"{SUBNET}.10", f"{SUBNET6}:10"], "firewall": PINGABLE}],
     }
     args.update(kw)
     return {k: v for k, v in args.items() if v is not None}

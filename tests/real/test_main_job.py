@@ -8,7 +8,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from tests.real.conftest import SUBNET, domains, pings, qemu_pids, start_args, virsh
+from tests.real.conftest import SUBNET, SUBNET6, domains, pings, qemu_pids, start_args, virsh
 from tests.support.agent import Agent, Controller, vm_of
 from tests.support.waiting import until
 from vmagent.core import schemas
@@ -28,7 +28,7 @@ def test_from_frame_to_guest_and_back(agent: Agent, controller: Controller) -> N
     assert controller.reply(id)["status"] == "accepted"
     state = controller.wait_phase(vm, "ready")
     assert state["image"]["id"] == "try" and state["desired"] == "run"
-    assert pings(f"{SUBNET}.10") and pings("2001:db8:51::10")
+    assert pings(f"{SUBNET}.10") and pings(f"{SUBNET6}:10")
     assert controller.reply(id, "done")["result"]["members"][0]["status"] == "done"
     assert [p for p in controller.phases(vm) if p != "unknown"] == ["pending", "starting", "running", "ready"] or \
         controller.phases(vm)[-1] == "ready"
