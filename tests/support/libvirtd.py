@@ -87,7 +87,7 @@ set -e
 for folder in /run/libvirt /var/lib/libvirt /etc/libvirt/qemu; do
   mkdir -p $folder; mount -t tmpfs -o mode=755 none $folder
 done
-mkdir -p "$1/run-libvirt"; mount --bind "$1/run-libvirt" /run/libvirt
+mkdir -p "$2"; mount --bind "$2" /run/libvirt
 mkdir -p "$1/lib-libvirt"; mount --bind "$1/lib-libvirt" /var/lib/libvirt
 [ -e "$1/virtlogd.pid" ] || virtlogd -d -p "$1/virtlogd.pid"
 exec libvirtd -f "$1/libvirtd.conf" -p "$1/libvirtd.pid"
@@ -95,12 +95,18 @@ exec libvirtd -f "$1/libvirtd.conf" -p "$1/libvirtd.pid"
 
 
 class Private:
-    """See the module.  folder: short (socket paths have 107 characters), reachable for QEMU's user."""
+    """See the module.  folder: short (socket paths have 107 characters), reachable for QEMU's user.
+
+    Its /run is in memory as on every host with systemd: libvirt syncs a file there at each change of a guest's state.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.uri = f"qemu:///system?socket={folder}/libvirt-sock"
-        self.qemu = folder / "run-libvirt" / "qemu"  # pid files
+        memory = Path("/dev/shm")
+        self._run = Path(tempfile.mkdtemp(prefix="vmalv-", dir=memory if os.access(memory, os.W_OK) else folder))
+        self._run.chmod(0o755)
+        self.qemu = self._run / "qemu"  # pid files
         self.process: Optional[subprocess.Popen[bytes]] = None
         (folder / "libvirtd.conf").write_text(
             f'unix_sock_dir = "{folder}"\nauth_unix_rw = "none"\nauth_unix_ro = "none"\n'
@@ -110,7 +116,7 @@ class Private:
 
     def start(self) -> None:
         """Start it (again): guests of a former life are found through the kept run directory."""
-        self.process = _start(["unshare", "--mount", "sh", "-c", _SETUP, "sh", str(self.folder)])
+        self.process = _start(["unshare", "--mount", "sh", "-c", _SETUP, "sh", str(self.folder), str(self._run)])
         until(lambda: answers(self.uri), START_S, "the private libvirtd answers")
 
     def kill(self) -> None:
@@ -123,6 +129,7 @@ class Private:
         if self.process is not None and self.process.poll() is None:
             end(self.process)
         self._end_logger()
+        shutil.rmtree(self._run, ignore_errors=True)
 
     def _end_logger(self) -> None:
         pid = self.folder / "virtlogd.pid"
