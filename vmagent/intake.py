@@ -19,6 +19,7 @@ from vmagent.core.changes import Change, CommandRow, Publish, PutAudit, PutComma
 from vmagent.core.commands import VERBS, Command, Signer
 from vmagent.core.model import Desired, Journal, Now, Reason, VmRecord, VmSpec
 from vmagent.core.policy import Policy
+from vmagent.core.startimage import Endorsements
 from vmagent.crashpoint import reach
 from vmagent.errors import Fault, Problem
 from vmagent.world import World
@@ -192,7 +193,8 @@ class Intake:
 
     def _start(self, command: Command, room: Any, now: Now) -> Tuple[List[Change], CommandRow, Sequence[str]]:
         authority.authorise(command, self.policy, (), ())
-        admitted = admission.admit(command, self.policy, tuple(self._world.records.values()), room)
+        admitted = admission.admit(command, self.policy, tuple(self._world.records.values()), room,
+                                   Endorsements(self._world.lists, now.wall))
         refused = [{"member": index, "status": "refused", "problem": problem.as_json()}
                    for index, problem in admitted.refused]
         if command.args.get("dry_run"):

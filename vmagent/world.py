@@ -7,13 +7,14 @@ memory, so two writers never overwrite each other.
 
 from __future__ import annotations
 
-from typing import Any, Awaitable, Callable, Dict, List, Optional, Sequence, Set, Tuple, TypeVar
+from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple, TypeVar
 
 from twisted.internet.defer import DeferredLock
 
 from vmagent import ports
 from vmagent.core.changes import Change, CommandRow, Epoch, PutCommand, PutSetting, PutVm, Stored
 from vmagent.core.model import ForeignSeen, NetworkSeen, Observed, VmRecord
+from vmagent.core.trust import VerifiedList
 
 T = TypeVar("T")
 RECENT = 1000  # closed records kept in memory, for `list` and for commands that still owe a reply
@@ -35,6 +36,7 @@ class World:
         self.observed: Dict[str, Observed] = {}
         self.network: Dict[str, NetworkSeen] = {}  # VM id -> its network limits as last read back
         self.foreign: Tuple[ForeignSeen, ...] = ()
+        self.lists: Mapping[str, VerifiedList] = {}  # image lists by identifier, as last verified; never stored
         self.degraded: Dict[str, str] = {}  # part -> why, published with host.state
         self._owed: Dict[str, Set[str]] = {}  # VM id -> ids of commands that still owe a final reply
 

@@ -20,8 +20,9 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from vmagent.core import addresses, codec, context, identity, request
 from vmagent.core.asked import Asked, asked, outside
 from vmagent.core.commands import Command
-from vmagent.core.model import DiskIo, ImageRef, Owner, VmRecord, VmSpec
+from vmagent.core.model import DiskIo, Owner, VmRecord, VmSpec
 from vmagent.core.policy import Policy
+from vmagent.core.startimage import NONE, Endorsements, StartImage, chosen
 from vmagent.errors import Problem, Problems
 
 MOST_PROBLEMS = 20
@@ -66,33 +67,37 @@ class _Room:
         return _Room(self.cores - what.cores, memory_mib, self.disk_gib - what.disk_gib, self.overhead_mib)
 
 
-def admit(command: Command, policy: Policy, records: Sequence[VmRecord], room: HostRoom) -> Admission:
-    """Decide a `vm.start`; `records` are all wishes that are not closed.
+def admit(
+    command: Command,
+    policy: Policy,
+    records: Sequence[VmRecord],
+    room: HostRoom,
+    known: Endorsements = NONE,
+) -> Admission:
+    """Decide a `vm.start`; `records` are all wishes that are not closed, `known` what endorses images.
 
     Problems when nothing (or, `atomic`, not all) can be taken, all at once: `drained`, `no-virtualisation`,
     `owner-needed`, `context`, `unknown-flavour`, `unknown-network`, `unknown-image`, `rule`, `over-limit`,
     `under-limit`, `disk-too-small`, `address`, `mac`, `address-in-use`, `id-in-use`, `no-capacity`,
-    `not-supported-here`.
+    `not-supported-here`, and those of an image that is not trusted (trust.py).
     """
     problems = _host_problems(command, policy, room) + _name_problems(command, policy)
     what: Optional[Asked] = None
-    owner: Optional[Owner] = None
-    try:
-        owner = request.owner_of(command)
-    except Problem as problem:
-        problems.append(problem)
+    owner, unowned = _owner(command)
+    image = _image(command, policy, known, owner, problems)
+    problems += unowned
     try:
         what = asked(command.args, policy)
     except Problems as found:
         problems += found.problems
     left = _left(policy, records, room)
     if what is not None:
-        problems += _size_problems(command, policy, what) + _limit_problems(room, what)
+        problems += _size_problems(policy, what, image) + _limit_problems(room, what)
         at_once = what.count if command.args.get("atomic") else 1
         problems += _lacking(what, at_once, left, room)
-    if problems or what is None or owner is None:
+    if problems or what is None or owner is None or image is None:
         raise _all(problems)
-    return _members(command, policy, records, room, _Start(what, owner, left))
+    return _members(command, policy, records, room, _Start(what, owner, left, image))
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,7 @@ class _Start:
     what: Asked
     owner: Owner
     left: _Room
+    image: StartImage
 
 
 # ---- reasons that concern the whole ----
@@ -142,11 +148,28 @@ def _name_problems(command: Command, policy: Policy) -> List[Problem]:
         for index, network in enumerate(args.get("networks", ()))
         if network["type"] not in policy.networks
     ]
-    if args["image"]["id"] not in policy.images:
-        problems.append(_unknown("image", args["image"]["id"], sorted(policy.images), "args.image.id"))
     if args.get("count", 1) > 1:
         problems += addresses.unshareable(args.get("networks", ()), policy)
     return problems
+
+
+def _owner(command: Command) -> Tuple[Optional[Owner], List[Problem]]:
+    """The owner, or why there is none."""
+    try:
+        return request.owner_of(command), []
+    except Problem as problem:
+        return None, [problem]
+
+
+def _image(
+    command: Command, policy: Policy, known: Endorsements, owner: Optional[Owner], problems: List[Problem]
+) -> Optional[StartImage]:
+    """The image, or None after a further problem."""
+    try:
+        return chosen(command.args["image"]["id"], policy, known, owner.vo if owner is not None else None)
+    except Problem as problem:
+        problems.append(problem)
+        return None
 
 
 def _unknown(kind: str, name: str, known: List[str], path: str) -> Problem:
@@ -154,11 +177,10 @@ def _unknown(kind: str, name: str, known: List[str], path: str) -> Problem:
     return Problem(f"unknown-{kind}", detail, path=path, accepted=known)
 
 
-def _size_problems(command: Command, policy: Policy, what: Asked) -> List[Problem]:
+def _size_problems(policy: Policy, what: Asked, image: Optional[StartImage]) -> List[Problem]:
     problems = [one.problem("on this site") for one in outside(what, policy.maxima, policy.minima)]
-    image = policy.images.get(command.args["image"]["id"])
     if image is not None and what.disk_gib < image.minimum_disk_gib:
-        detail = f"image {image.id} needs a disk of {image.minimum_disk_gib} GiB; {what.disk_gib} GiB were asked for"
+        detail = f"image {image.ref.id} needs {image.minimum_disk_gib} GiB; a disk of {what.disk_gib} was asked for"
         path = what.path("disk_gib")
         problems.append(Problem("disk-too-small", detail, path=path, minimum=image.minimum_disk_gib))
     return problems
@@ -232,14 +254,13 @@ def _member(
     if vm in known:
         raise Problem("id-in-use", f"VM {vm} exists already on this host; use a new command id", path="id", vm=vm)
     args, what = command.args, start.what
-    image = policy.images[args["image"]["id"]]
     return VmSpec(
         vm=vm,
         name=args.get("name") or f"vm-{vm[:8]}",
         cores=what.cores,
         memory_mib=what.memory_mib,
         disk_gib=what.disk_gib,
-        image=ImageRef(image.id, image.sha512, image.format),
+        image=start.image.ref,
         interfaces=addresses.interfaces(vm, args.get("networks", ()), policy, held),
         limits=what.limits,
         owner=start.owner,

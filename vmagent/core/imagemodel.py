@@ -14,6 +14,9 @@ from dataclasses import dataclass
 SITE, LIST, REQUEST = "site", "list", "request"
 """Who told us of an image: the site's own catalogue, a signed list, a command that named URL and SHA-512."""
 
+FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx")
+"""Formats that a guest can be started from here."""
+
 
 @dataclass(frozen=True)
 class ImageRecord:

@@ -115,11 +115,16 @@ class Owner:
 
 @dataclass(frozen=True)
 class ImageRef:
-    """Which golden image: catalogue id and the SHA-512 (hex) it had when the VM was admitted."""
+    """Which golden image: its id and the SHA-512 (hex) it had when the VM was admitted, and who endorsed it then."""
 
     id: str
-    sha512: str
-    format: str  # raw | qcow2
+    sha512: str  # of what its source offers
+    format: str  # raw | qcow2 | vmdk | vdi | vhdx: as its source offers it
+    url: str = ""  # https: or file:, where it is fetched from; "" = a file of the site's image directory
+    size: int = 0  # bytes of what its source offers; 0 = not told
+    endorser: str = ""  # subject of who signed the list; "" = the site itself, by its catalogue
+    list: str = ""  # identifier of that list
+    list_version: str = ""
 
 
 @dataclass(frozen=True)

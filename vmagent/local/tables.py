@@ -96,6 +96,12 @@ def listing(screen: Screen, answer: Mapping[str, Any]) -> None:
         screen.table(("ID", "NAME", "STATE", "WHY"), rows)
 
 
+def _endorsed(image: Mapping[str, Any]) -> str:
+    """Who vouched for it when the VM was admitted."""
+    by = image.get("endorser")
+    return f"{by} (list {image['list']}, version {image['list_version']})" if by else "this site, by its catalogue"
+
+
 def show(screen: Screen, answer: Mapping[str, Any]) -> None:
     row, state, seen = answer["row"], answer["state"], answer["seen"]
     lease = state["lease"]
@@ -105,6 +111,7 @@ def show(screen: Screen, answer: Mapping[str, Any]) -> None:
         ("controller", row["controller"]), ("command", state["command"]),
         ("size", f"{row['cores']} cores, {row['memory_mib']} MiB, {row['disk_gib']} GiB"),
         ("image", f"{row['image']} (sha512 {state['image']['sha512'][:16]}...)"),
+        ("endorsed by", _endorsed(state["image"])),
         ("tags", " ".join(row["tags"])),
         ("lease", f"{span(lease['granted_s'])} granted, {span(lease['used_s'])} used, {span(row['left_s'])} left"),
         ("ends", lease["ends_at"]),
