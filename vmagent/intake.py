@@ -14,7 +14,7 @@ from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Sequ
 
 from vmagent import ports
 from vmagent.consequences import Consequences, unseen
-from vmagent.core import admission, authority, context, events, request, strictjson, verbs, walltime
+from vmagent.core import admission, authority, context, events, request, snapshots, strictjson, verbs, walltime
 from vmagent.core.changes import Change, CommandRow, Publish, PutAudit, PutCommand, PutContext, PutSetting, SendReply
 from vmagent.core.commands import VERBS, Command, Signer
 from vmagent.core.model import Desired, Journal, Now, Reason, VmRecord, VmSpec
@@ -183,7 +183,7 @@ class Intake:
         if command.verb == "vm.start":
             return self._start(command, room, now)
         if VERBS[command.verb].selects:
-            return self._on_vms(command, now)
+            return self._on_vms(command, room, now)
         authority.authorise(command, self.policy, (), ())
         if command.verb == "host.report":
             return await self._snapshot(now), self._done(command, (), {}, now), ()
@@ -219,12 +219,14 @@ class Intake:
             last_commands=((command.signer.subject, command.issued_wall),),
         )
 
-    def _on_vms(self, command: Command, now: Now) -> Tuple[List[Change], CommandRow, Sequence[str]]:
+    def _on_vms(self, command: Command, room: Any, now: Now) -> Tuple[List[Change], CommandRow, Sequence[str]]:
         chosen = verbs.select(command, tuple(self._world.records.values()))
         authority.authorise(command, self.policy, chosen, ())
         if not VERBS[command.verb].changes:
-            found = [events.vm_state(record, self._observed(record), now, self.policy) for record in chosen]
-            return [], self._done(command, (), {"vms": found}, now), ()
+            return [], self._done(command, (), {"vms": self._seen(command.verb, chosen, now)}, now), ()
+        if command.verb == "vm.snapshot":
+            free_gib = admission.disk_left_gib(self.policy, tuple(self._world.records.values()), room)
+            snapshots.admit(command, self.policy, chosen, room.snapshots, free_gib)
         after = [(record, verbs.apply(command, record, self.policy, now)) for record in chosen]
         ids = tuple(record.vm for record in chosen)
         members = [{"vm": vm, "status": "accepted"} for vm in ids]
@@ -233,6 +235,12 @@ class Intake:
         for before, record in after:
             changes += self._consequences.of_record(before, record, now)
         return changes, row, ids
+
+    def _seen(self, verb: str, chosen: Sequence[VmRecord], now: Now) -> List[Mapping[str, Any]]:
+        """What a verb that only looks is answered, VM by VM."""
+        if verb == "vm.snapshot.list":
+            return [{"vm": one.vm, "name": one.spec.name, "snapshots": snapshots.told(one)} for one in chosen]
+        return [events.vm_state(record, self._observed(record), now, self.policy) for record in chosen]
 
     def _observed(self, record: VmRecord) -> Any:
         return self._world.observed.get(record.vm) or unseen(record.vm)

@@ -48,6 +48,7 @@ from vmagent.observer import LIVE, Observer
 from vmagent.queries import Queries
 from vmagent.reconciler import Reconciler
 from vmagent.recovery import Recovery
+from vmagent.snapshotting import Snapshotting
 from vmagent.store.store import SqliteStore
 from vmagent.sweeping import Sweeper
 from vmagent.world import World
@@ -70,11 +71,12 @@ class Kernel:
 
 @dataclass
 class Keepers:
-    """Who looks after limits beside the loop."""
+    """Who looks after limits, and after long jobs, beside the loop."""
 
     holder: Holder
     sweeper: Sweeper
     watchman: Watchman
+    snapshotting: Snapshotting
 
 
 @dataclass
@@ -184,6 +186,7 @@ class Parts:
     async def stop(self) -> None:
         """Take nothing new, then close; guests stay as they are."""
         self.reconciler.stop()
+        self.keepers.snapshotting.stop()
         self.local.stop()
         self.channel.inbox.stop()
         self.channel.outbox.stop()
@@ -240,16 +243,16 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
                         clock)
     performers = {"hypervisor": hypervisor, "images": images, "firewall": kernel.firewall, "shaper": kernel.shaper,
                   "cgroups": kernel.cgroups}
-    reconciler = Reconciler(world, observer, performers, consequences, clock, reactor)
+    snapshotting = Snapshotting(world, hypervisor.jobs, consequences, clock, reactor)
+    reconciler = Reconciler(world, observer, performers, consequences, clock, reactor, snapshotting.wanted)
+    snapshotting.attend(reconciler.mark)
     recovery = Recovery(world, store, observer, reconciler, consequences, clock)
-    keepers = Keepers(
-        Holder(world, observer, kernel.firewall, kernel.shaper, kernel.cgroups, reconciler, consequences, clock),
-        Sweeper(world, hypervisor, kernel.firewall, kernel.shaper, clock),
-        Watchman(world, kernel.firewall, clock),
-    )
+    holder = Holder(world, observer, kernel.firewall, kernel.shaper, kernel.cgroups, reconciler, consequences, clock)
+    keepers = Keepers(holder, Sweeper(world, hypervisor, kernel.firewall, kernel.shaper, clock),
+                      Watchman(world, kernel.firewall, clock), snapshotting)
     trust = TrustStore(config.security)
     verifier = _verifier(config, trust)
-    capabilities = _capabilities(hypervisor, kernel)
+    capabilities = _capabilities(hypervisor, kernel, consequences)
     announcer = Announcer(world, store, hypervisor, consequences, clock, config.security.commands,
                           vmagent.__version__, lambda: _days_left(trust, clock), capabilities)
     intake = Intake(world, store, verifier, _room(hypervisor, images, kernel, world), consequences,
@@ -277,10 +280,12 @@ def _paths(images: LocalImages) -> Callable[[VmSpec], Paths]:
     return lambda spec: Paths(*images.paths(spec.vm), str(images.golden(spec)))
 
 
-def _capabilities(hypervisor: ports.Hypervisor, kernel: Kernel) -> Callable[[], Mapping[str, Any]]:
+def _capabilities(
+    hypervisor: ports.Hypervisor, kernel: Kernel, consequences: Consequences
+) -> Callable[[], Mapping[str, Any]]:
     """What this host can really enforce, as host.state publishes it."""
     return lambda: limitviews.capabilities(hypervisor.info(), kernel.firewall.info(), kernel.shaper.info(),
-                                           kernel.cgroups.version())
+                                           kernel.cgroups.version(), consequences.policy.snapshots)
 
 
 def _verifier(config: Config, trust: TrustStore) -> ports.Verifier:
@@ -303,6 +308,7 @@ def _room(
             here.cores, here.memory_mib, free_gib, world.drained, info.startable or not info.connected,
             cpu_caps=info.cpu_caps, disk_io=info.disk_io, memory_overhead_mib=world.settings.get(OVERHEAD, 0),
             shaping=bool(kernel.shaper.info().qdisc), filtering=kernel.firewall.info().tracking != "none",
+            snapshots=info.snapshots,
         )  # fmt: skip
 
     return lambda: images.free_gib().addCallback(of)

@@ -30,6 +30,7 @@ from vmagent.core.model import (
 )
 from vmagent.core.policy import SiteFirewall
 from vmagent.core.request import Envelope
+from vmagent.core.snapshotmodel import JobDone
 
 
 class Verifier(Protocol):
@@ -75,14 +76,30 @@ class Hypervisor(Protocol):
         """VM ids with a monitor call past its deadline, or a QEMU seen twice in state T or D."""
 
 
+class Jobs(Protocol):
+    """Long jobs on guests, beside the loop's steps: one per VM, few at once."""
+
+    def run(self, action: Action) -> Deferred[JobDone]:
+        """TAKE_SNAPSHOT, DELETE_SNAPSHOT, idempotently: the live chain decides.
+
+        Faults: AWAY, BUSY, GONE (it does not run), REFUSED, FULL; UNKNOWN: past its deadline or aborted.
+        """
+
+    def abort(self, vm: str) -> None:
+        """End the job of this VM, if there is one: it fails with UNKNOWN, and the chain is whole."""
+
+    def percent(self, vm: str) -> Optional[int]:
+        """How far its job is, 0 to 100; None = there is none."""
+
+
 class Images(Protocol):
     """Golden images, overlays and seeds on the local disk."""
 
     def perform(self, action: Action) -> Deferred[None]:
-        """MAKE_OVERLAY, MAKE_SEED, CLEAN_UP.  Faults: REFUSED (image wrong), FULL, UNKNOWN."""
+        """MAKE_OVERLAY, MAKE_SEED, CLEAN_UP (layers too).  Faults: REFUSED (image wrong), FULL, UNKNOWN."""
 
     def leftovers(self) -> Deferred[Mapping[str, FrozenSet[str]]]:
-        """For each VM id with files here, which of "overlay", "seed"."""
+        """For each VM id with files here, which of "overlay", "layer" (of a snapshot), "seed"."""
 
     def free_gib(self) -> Deferred[int]:
         """Free space where overlays live, in GiB, rounded down."""

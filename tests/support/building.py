@@ -28,6 +28,7 @@ from vmagent.core.model import (
     VmSpec,
 )
 from vmagent.core.policy import Authority, CatalogueImage, Flavour, Maxima, NetworkType, Policy
+from vmagent.core.snapshotmodel import Snapshot, SnapshotState
 
 COMMAND = "6f1c2f9e-6d5b-4f0e-9d51-0d6a7a1b2c3d"
 BOOT = "0b6f4c1e-1111-4222-8333-444455556666"
@@ -110,6 +111,16 @@ def record(**kw: Any) -> VmRecord:
     if isinstance(members.get("journal"), Mapping):
         members["journal"] = Journal(**members["journal"])
     return VmRecord(**members)
+
+
+def snapshot(name: str = "s", state: SnapshotState = SnapshotState.WANTED, **kw: Any) -> Snapshot:
+    """Asked for at boot time 1000, to be kept an hour."""
+    members: Dict[str, Any] = {
+        "command": identity.vm_id(COMMAND, sum(name.encode())), "kind": "disk", "quiesce": "no", "keep_s": 3600,
+        "gib": 2, "asked_at": 1000.0, "asked_boot": BOOT, "asked_wall": WALL,
+    }  # fmt: skip
+    members.update(kw)
+    return Snapshot(name, state=state, **members)
 
 
 def ran(at: float = 1000.0, **kw: Any) -> Journal:

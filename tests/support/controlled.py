@@ -20,6 +20,7 @@ from vmagent.core import events, limitviews, request, schemas
 from vmagent.core.changes import Epoch, OutboxRow
 from vmagent.core.commands import Command, Signer
 from vmagent.core.model import FirewallInfo, HypervisorInfo, ShaperInfo
+from vmagent.core.snapshotmodel import SnapshotRules
 from vmagent.site.controller import Controller
 from vmagent.site.settings import Site, load
 
@@ -44,7 +45,8 @@ def host_state(host: str, **changes: Any) -> Mapping[str, Any]:
     data = events.host_state(
         info, policy(host=host), now(), epoch=Epoch(EPOCH, 1, WALL, "first"), version="0", drained=False, degraded={},
         commands=["vm.start/1"], security="signed", certificates={},
-        capabilities=limitviews.capabilities(info, FirewallInfo("sets", ""), ShaperInfo("tbf", ""), None),
+        capabilities=limitviews.capabilities(
+            info, FirewallInfo("sets", ""), ShaperInfo("tbf", ""), None, SnapshotRules()),
     )
     return {**data, **changes}
 

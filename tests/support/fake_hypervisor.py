@@ -8,6 +8,7 @@ from typing import Any, Callable, Dict, FrozenSet, List, Optional, Set, Tuple
 
 from twisted.internet.defer import Deferred, fail, succeed
 
+from tests.support.fake_jobs import FakeJobs
 from vmagent.core import quota
 from vmagent.core.actions import Action, Do
 from vmagent.core.identity import domain_name
@@ -66,6 +67,7 @@ class FakeHypervisor:
         self.deaf: Set[str] = set()
         self.frozen: Set[str] = set()
         self.waiting = False
+        self.jobs = FakeJobs(self._seen)
         self._kept: List[Tuple[Deferred[None], Action]] = []
 
     # -- the port
@@ -82,7 +84,7 @@ class FakeHypervisor:
     def info(self) -> HypervisorInfo:
         return HypervisorInfo(
             "fake:///", "QEMU", "qemu", "x86_64", "9.0.0", "7.2.0", 8, 16384, self._connected, self._since,
-            "fake", cpu_caps=self._cpu_caps, disk_io=self._disk_io,
+            "fake", cpu_caps=self._cpu_caps, disk_io=self._disk_io, snapshots=("disk", "full"),
         )  # fmt: skip
 
     def observe_all(self) -> Deferred[HostSeen]:
@@ -290,6 +292,12 @@ class FakeHypervisor:
             disk_io=domain.disk_io if self._disk_io else None,
             devices=domain.devices,
         )
+
+    def _seen(self, vm: str) -> Seen:
+        domain = self.domains.get(vm)
+        if domain is None:
+            return Seen.MISSING
+        return Seen.FOREIGN if self._stranger(domain) else domain.seen
 
     def _stranger(self, domain: FakeDomain) -> str:
         if domain.tag is None:

@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Sequ
 from twisted.internet.defer import Deferred, fail, succeed
 
 from tests.support import building
+from tests.support.fake_jobs import FakeJobs
 from tests.support.hostnet import HostCgroups, HostFirewall, HostShaper
 from tests.support.world import World as VmWorld
 from vmagent.core import identity
@@ -41,6 +42,7 @@ class FakeHost:
         self.contexts: Callable[[str], Any] = lambda command: succeed(None)
         self.seeds: Dict[str, Mapping[str, bytes]] = {}  # VM id -> the files of its seed, as last made
         self.firewall, self.shaper, self.cgroups = HostFirewall(self), HostShaper(self), HostCgroups(self)
+        self.jobs = FakeJobs(lambda vm: self.worlds[vm].seen if vm in self.worlds else Seen.MISSING)
 
     def now(self) -> Now:
         at = self.clock.seconds()
@@ -82,7 +84,8 @@ class FakeHost:
         return succeed(None)
 
     def info(self) -> HypervisorInfo:
-        return HypervisorInfo("test:///fake", "TEST", "test", "x86_64", "9.0.0", "0", 16, 65536, not self.away, 0.0)
+        return HypervisorInfo("test:///fake", "TEST", "test", "x86_64", "9.0.0", "0", 16, 65536, not self.away, 0.0,
+                              snapshots=("disk", "full"))
 
     def observe(self, vm: str) -> Deferred[DomainSeen]:
         if self.away:

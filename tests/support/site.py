@@ -28,6 +28,7 @@ from vmagent.local.feed import LiveFeed
 from vmagent.observer import Observer
 from vmagent.reconciler import Reconciler
 from vmagent.recovery import Recovery
+from vmagent.snapshotting import Snapshotting
 from vmagent.store.store import SqliteStore
 from vmagent.sweeping import Sweeper
 from vmagent.world import World
@@ -76,7 +77,10 @@ class Site:
         h = self.host
         self.observer = Observer(self.world, h, h, h.firewall, h.shaper, h.cgroups, h, h)
         performers = {"hypervisor": h, "images": h, "firewall": h.firewall, "shaper": h.shaper, "cgroups": h.cgroups}
-        self.reconciler = Reconciler(self.world, self.observer, performers, self.consequences, h, self.reactor)
+        self.snapshotting = Snapshotting(self.world, h.jobs, self.consequences, h, self.reactor)
+        self.reconciler = Reconciler(self.world, self.observer, performers, self.consequences, h, self.reactor,
+                                     self.snapshotting.wanted)
+        self.snapshotting.attend(self.reconciler.mark)
         self.holder = Holder(self.world, self.observer, h.firewall, h.shaper, h.cgroups, self.reconciler,
                              self.consequences, h)
         self.sweeper = Sweeper(self.world, h, h.firewall, h.shaper, h)
@@ -84,7 +88,8 @@ class Site:
         self.recovery = Recovery(self.world, self.store, self.observer, self.reconciler, self.consequences, h)
         self.announcer = Announcer(
             self.world, self.store, h, self.consequences, h, "signed", "0", dict,
-            lambda: limitviews.capabilities(h.info(), h.firewall.info(), h.shaper.info(), 2))
+            lambda: limitviews.capabilities(h.info(), h.firewall.info(), h.shaper.info(), 2,
+                                            self.consequences.policy.snapshots))
         self.intake = Intake(self.world, self.store, Trusting(), self._room, self.consequences, Limits(262144, True), h,
                              self.reconciler.mark, self.announcer.snapshot_changes, self.announcer.changed)
         self.stored = self.wait(self.store.open(h.now()))
@@ -95,7 +100,7 @@ class Site:
 
     def _room(self) -> Deferred[HostRoom]:
         room: Deferred[HostRoom] = Deferred()
-        room.callback(HostRoom(16, 65536, 500, self.world.drained, True))
+        room.callback(HostRoom(16, 65536, 500, self.world.drained, True, snapshots=self.host.info().snapshots))
         return room
 
     # -- turning
@@ -121,6 +126,7 @@ class Site:
 
     def stop(self) -> None:
         self.reconciler.stop()
+        self.snapshotting.stop()
         self.wait(self.store.close())
         self.lane.stop()
 

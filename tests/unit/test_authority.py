@@ -19,7 +19,10 @@ ME = "CN=controller,O=Example Site,C=NL"
 SIGNER = Signer(ME, dn.parse(ME), "ab" * 32)
 OTHER = "CN=other,O=Example Site,C=NL"
 FQAN = "/vo.example/prod/Role=pilot"
-MORE: Dict[str, Dict[str, Any]] = {"vm.extend": {"lifetime_s": 1}, "vm.limits": {"cpu_weight": 50}}
+MORE: Dict[str, Dict[str, Any]] = {
+    "vm.extend": {"lifetime_s": 1}, "vm.limits": {"cpu_weight": 50}, "vm.snapshot": {"name": "s"},
+    "vm.snapshot.delete": {"name": "s"}, "vm.snapshot.cancel": {"name": "s"},
+}  # fmt: skip
 """What a verb needs beside a selector."""
 
 

@@ -84,7 +84,8 @@ def test_every_row_is_complete_and_consistent(row):
     assert row.cpu_cap in ("quota", "credit", "none")
     assert row.cpu_caps is (row.cpu_cap != "none")
     assert len(set(row.disk_names)) == 2
-    assert all(TABLE[do].port == "hypervisor" for do in row.unsupported)
+    assert all(TABLE[do].port in ("hypervisor", "jobs") for do in row.unsupported)
+    assert (Do.TAKE_SNAPSHOT in row.unsupported) is not bool(row.snapshots)
     assert (Do.APPLY_CPU in row.unsupported) is not row.cpu_caps
     assert (Do.APPLY_DISK_IO in row.unsupported) is not row.disk_io
     assert row.name in drivers.PROFILES

@@ -33,6 +33,7 @@ from vmagent.core.model import (
     ShaperInfo,
     VmRecord,
 )
+from vmagent.core.snapshotmodel import SnapshotRules
 from vmagent.errors import Problems
 
 DEVICE = b.spec().interfaces[0].device
@@ -239,7 +240,7 @@ def host(**kw: Any) -> Dict[str, Any]:
         "epoch": EPOCH, "version": "0.1.0", "drained": False, "degraded": {"broker": "away"},
         "commands": [f"{verb}/1" for verb in VERBS], "security": "signed", "certificates": {"/etc/c.pem": 30},
         "capabilities": limitviews.capabilities(
-            INFO, FirewallInfo("conntrack", "works"), ShaperInfo("tbf+fq_codel", "works"), 2),
+            INFO, FirewallInfo("conntrack", "works"), ShaperInfo("tbf+fq_codel", "works"), 2, SnapshotRules()),
     }  # fmt: skip
     members.update(kw)
     return events.host_state(INFO, b.policy(), b.now(), **members)

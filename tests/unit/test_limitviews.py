@@ -24,6 +24,7 @@ from vmagent.core.model import (
     Seen,
     ShaperInfo,
 )
+from vmagent.core.snapshotmodel import SnapshotRules
 
 RULES = Firewall(
     inbound=(Rule("allow", "tcp", ((22, 22), (8000, 8010)), "192.0.2.0/24"), Rule("allow", "icmp")),
@@ -153,11 +154,13 @@ def info(**kw: Any) -> HypervisorInfo:
     ],
 )
 def test_capabilities_say_what_this_host_can_enforce(of: HypervisorInfo, cpu_cap: str) -> None:
-    told = limitviews.capabilities(of, FirewallInfo("sets", "no bridge conntrack"), ShaperInfo("", "no tbf"), None)
+    tracking, shaper = FirewallInfo("sets", "no bridge conntrack"), ShaperInfo("", "no tbf")
+    told = limitviews.capabilities(of, tracking, shaper, None, SnapshotRules(True))
     assert told == {
         "start": True, "emulated": False, "cpu_cap": cpu_cap, "cgroup": None, "disk_io": True,
         "bandwidth": {"qdisc": "", "why": "no tbf"},
         "firewall": {"tracking": "sets", "why": "no bridge conntrack"},
+        "snapshots": {"allowed": True, "kinds": []},
     }  # fmt: skip
     known = schemas.schema("event.host.state")["properties"]["capabilities"]["required"]
     assert set(told) == set(known)

@@ -31,6 +31,7 @@ from vmagent.core.policy import (
     Policy,
     SiteFirewall,
 )
+from vmagent.core.snapshotmodel import SnapshotRules
 
 Values = Mapping[str, Any]
 _NAMES = re.compile(r"\b(SITE|HOST)\b")
@@ -146,5 +147,6 @@ def _policy(values: Values) -> Policy:
         warn_before_s=tuple(sorted(lease["warn_before_s"], reverse=True)),
         clock_skew_s=security["clock_skew_s"],
         firewall=_firewall(values["firewall"]),
+        snapshots=SnapshotRules(**values["snapshots"]),
         **values["capacity"],
     )

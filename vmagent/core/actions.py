@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Optional, Tuple
 
 from vmagent.core.model import CpuLimit, Tag, VmSpec
+from vmagent.core.snapshotmodel import Job
 
 
 class Do(str, Enum):
@@ -39,11 +40,13 @@ class Do(str, Enum):
     REMOVE_FIREWALL = "remove-firewall"
     ISOLATE = "isolate"  # its interfaces down: nothing in, nothing out
     REJOIN = "rejoin"  # and up again
+    TAKE_SNAPSHOT = "take-snapshot"
+    DELETE_SNAPSHOT = "delete-snapshot"  # its layer committed into the file below; what never came about is undone
 
 
 @dataclass(frozen=True)
 class _Row:
-    port: str  # "hypervisor" | "images" | "firewall" | "shaper" | "cgroups"
+    port: str  # "hypervisor" | "images" | "firewall" | "shaper" | "cgroups" | "jobs": beside the loop's steps
     deadline_s: float
     safe: bool = False
 
@@ -72,6 +75,8 @@ TABLE = {
     Do.REMOVE_FIREWALL: _Row("firewall", 20),
     Do.ISOLATE: _Row("shaper", 20, safe=True),
     Do.REJOIN: _Row("shaper", 20),
+    Do.TAKE_SNAPSHOT: _Row("jobs", 1800),
+    Do.DELETE_SNAPSHOT: _Row("jobs", 1800),
 }
 
 
@@ -84,6 +89,7 @@ class Action:
     tag: Optional[Tag] = None  # DEFINE, WRITE_TAG: what to write; MAKE_SEED: what is told of the lease
     cpu: Optional[CpuLimit] = None  # DEFINE, APPLY_CPU, TELL_SYSTEMD: the effective cap
     then: Optional[Action] = None  # performed right after this one, without another look in between
+    job: Optional[Job] = None  # TAKE_SNAPSHOT, DELETE_SNAPSHOT
 
     @property
     def chain(self) -> Tuple[Action, ...]:
@@ -100,7 +106,7 @@ class Action:
 
     @property
     def deadline_s(self) -> float:
-        return TABLE[self.do].deadline_s
+        return TABLE[self.do].deadline_s if self.job is None else self.job.deadline_s
 
     @property
     def safe(self) -> bool:

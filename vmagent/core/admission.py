@@ -5,7 +5,8 @@ reasons are told together.  What runs out (capacity, addresses) concerns members
 otherwise as many as fit are admitted and the rest is refused, each with its reasons.
 
 Capacity counts wishes, not processes.  A wish that has not ended holds its cores, its memory and what QEMU takes beside
-it; a wish that is not closed holds its whole disk, kept disks included.  Cores may be promised `cpu_overcommit` times,
+it; a wish that is not closed holds its whole disk, kept disks included, and what
+its snapshots may grow to.  Cores may be promised `cpu_overcommit` times,
 memory and disk once.  Free on
 the disk is what is free now, minus the floor, minus *all* that the disks of open wishes may grow to: what they have
 written already is counted twice, unless the caller knows it (`disk_written_gib`), so that a promise is always kept.
@@ -17,7 +18,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from vmagent.core import addresses, codec, context, identity, request
+from vmagent.core import addresses, codec, context, identity, request, snapshots
 from vmagent.core.asked import Asked, asked, outside
 from vmagent.core.commands import Command
 from vmagent.core.model import DiskIo, Owner, VmRecord, VmSpec
@@ -43,6 +44,7 @@ class HostRoom:
     disk_io: bool = True  # False = the driver cannot limit a disk's input and output
     shaping: bool = True  # False = no qdisc works here: bandwidth cannot be limited
     filtering: bool = True  # False = nft does not work here: no interface can be guarded
+    snapshots: Tuple[str, ...] = ()  # kinds that the driver can take
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ def _size_problems(policy: Policy, what: Asked, image: Optional[StartImage]) -> 
 
 def _left(policy: Policy, records: Sequence[VmRecord], room: HostRoom) -> _Room:
     alive = [record.spec for record in records if record.outcome is None and not record.closed]
-    promised_gib = sum(record.spec.disk_gib for record in records if not record.closed)
+    promised_gib = sum(record.spec.disk_gib + snapshots.promised_gib(record) for record in records if not record.closed)
     overhead_mib = max(policy.memory_overhead_mib, room.memory_overhead_mib)
     promised_mib = sum(spec.memory_mib + overhead_mib for spec in alive)
     return _Room(
@@ -200,6 +202,11 @@ def _left(policy: Policy, records: Sequence[VmRecord], room: HostRoom) -> _Room:
         disk_gib=room.disk_free_gib + room.disk_written_gib - policy.disk_floor_gib - promised_gib,
         overhead_mib=overhead_mib,
     )
+
+
+def disk_left_gib(policy: Policy, records: Sequence[VmRecord], room: HostRoom) -> int:
+    """What is left to promise of the disk, above the floor; below 0 when too much was promised."""
+    return _left(policy, records, room).disk_gib
 
 
 def _lacking(what: Asked, times: int, left: _Room, room: HostRoom) -> List[Problem]:

@@ -30,6 +30,7 @@ from vmagent.core.model import (
     VmRecord,
     VmSpec,
 )
+from vmagent.core.snapshotmodel import Snapshot, SnapshotState
 
 _SCALARS = frozenset((str, int, float, bool, type(None)))
 
@@ -125,4 +126,9 @@ def record_from_json(raw: Mapping[str, Any]) -> VmRecord:
     members["reasons"] = tuple(Reason(**r) for r in raw.get("reasons", ()))
     members["timings_ms"] = tuple((str(name), int(ms)) for name, ms in raw.get("timings_ms", ()))
     members["last_commands"] = tuple((str(who), str(when)) for who, when in raw.get("last_commands", ()))
+    members["snapshots"] = tuple(_snapshot(one) for one in raw.get("snapshots", ()))
     return VmRecord(**members)
+
+
+def _snapshot(raw: Mapping[str, Any]) -> Snapshot:
+    return Snapshot(**{**raw, "state": SnapshotState(raw["state"])})

@@ -51,6 +51,7 @@ class Profile:
     bootloader: str = ""
     paravirtual_devices: bool = True  # virtio random numbers, guest agent channel; no balloon, no USB
     off_settles_s: float = 0.0
+    snapshots: Tuple[str, ...] = ()  # kinds it can take: "disk" = a layer, "full" = with memory
     unsupported: FrozenSet[Do] = frozenset()
 
     @property
@@ -62,8 +63,10 @@ _QEMU_UNDEFINE = ("MANAGED_SAVE", "SNAPSHOTS_METADATA", "NVRAM", "CHECKPOINTS_ME
 PROFILES: Mapping[str, Profile] = {
     row.name: row
     for row in (
-        Profile("kvm", "QEMU", "kvm", "hvm", cpu_mode="host-passthrough", undefine_flags=_QEMU_UNDEFINE),
-        Profile("qemu", "QEMU", "qemu", "hvm", cpu_mode="maximum", undefine_flags=_QEMU_UNDEFINE),
+        Profile("kvm", "QEMU", "kvm", "hvm", cpu_mode="host-passthrough", undefine_flags=_QEMU_UNDEFINE,
+                snapshots=("disk", "full")),
+        Profile("qemu", "QEMU", "qemu", "hvm", cpu_mode="maximum", undefine_flags=_QEMU_UNDEFINE,
+                snapshots=("disk", "full")),
         Profile(
             "xen-hvm",
             "Xen",
@@ -81,7 +84,7 @@ PROFILES: Mapping[str, Profile] = {
             nic_mtu=False,
             paravirtual_devices=False,
             off_settles_s=20.0,
-            unsupported=frozenset({Do.APPLY_DISK_IO}),
+            unsupported=frozenset({Do.APPLY_DISK_IO, Do.TAKE_SNAPSHOT, Do.DELETE_SNAPSHOT}),
         ),
         Profile(
             "xen-pv",
@@ -102,7 +105,7 @@ PROFILES: Mapping[str, Profile] = {
             bootloader="pygrub",
             paravirtual_devices=False,
             off_settles_s=20.0,
-            unsupported=frozenset({Do.APPLY_DISK_IO}),
+            unsupported=frozenset({Do.APPLY_DISK_IO, Do.TAKE_SNAPSHOT, Do.DELETE_SNAPSHOT}),
         ),
         Profile(
             "test",
@@ -117,6 +120,7 @@ PROFILES: Mapping[str, Profile] = {
             backing_chain=False,
             nic_mtu=False,
             paravirtual_devices=False,
+            snapshots=("full",),
             unsupported=frozenset({Do.APPLY_CPU, Do.APPLY_DISK_IO}),
         ),
     )

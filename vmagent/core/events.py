@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
-from vmagent.core import codec, lease, limitviews, renewal, walltime
+from vmagent.core import codec, lease, limitviews, renewal, snapshots, walltime
 from vmagent.core.changes import Epoch, OutboxRow
 from vmagent.core.drivers import PROFILES
 from vmagent.core.model import (
@@ -146,6 +146,7 @@ def vm_state(record: VmRecord, observed: Observed, now: Now, policy: Policy) -> 
         "limits": limits(spec, observed, now),
         "timings_ms": dict(record.timings_ms),
         "alarms": list(record.journal.alarms),
+        "snapshots": snapshots.told(record),
     }
     data.update(_asked(spec))
     return data

@@ -25,6 +25,7 @@ from vmagent.core.model import (
     ShaperInfo,
     VmSpec,
 )
+from vmagent.core.snapshotmodel import SnapshotRules
 
 Json = Dict[str, Any]
 LIVE = (Seen.RUNNING, Seen.PAUSED, Seen.STOPPING, Seen.STUCK)
@@ -135,7 +136,8 @@ def seen_at(name: str, observed: Observed) -> float:
 
 
 def capabilities(
-    info: HypervisorInfo, firewall: FirewallInfo, shaper: ShaperInfo, cgroup: Optional[int]
+    info: HypervisorInfo, firewall: FirewallInfo, shaper: ShaperInfo, cgroup: Optional[int],
+    snapshots: SnapshotRules,
 ) -> Json:
     """`capabilities` of host.state: what this host can enforce.  cgroup: 1 | 2 | None = not known."""
     profile = drivers.of_driver(info.driver)
@@ -147,4 +149,5 @@ def capabilities(
         "disk_io": info.disk_io,
         "bandwidth": {"qdisc": shaper.qdisc, "why": shaper.why},
         "firewall": {"tracking": firewall.tracking, "why": firewall.why},
+        "snapshots": {"allowed": snapshots.allowed, "kinds": list(info.snapshots)},
     }

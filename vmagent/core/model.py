@@ -47,6 +47,7 @@ from vmagent.core.limitmodel import (
 from vmagent.core.limitmodel import (
     ShaperInfo as ShaperInfo,
 )
+from vmagent.core.snapshotmodel import Snapshot
 
 
 class Desired(str, Enum):
@@ -235,6 +236,7 @@ class VmRecord:
     published: str = ""  # digest of the last vm.state data published
     since_wall: str = ""  # when the phase last changed
     phase: str = ""  # the phase last *published*; for `since` only, never decided on
+    snapshots: Tuple[Snapshot, ...] = ()  # oldest first: the order of their layers
 
     @property
     def vm(self) -> str:
@@ -304,7 +306,8 @@ class Observed:
 
     domain: DomainSeen
     missing_twice: bool = False  # MISSING in two observations of a healthy connection
-    leftovers: FrozenSet[str] = frozenset()  # of "overlay", "seed", "firewall", "shaper", "interface", "process"
+    # of "overlay", "layer" (of a snapshot), "seed", "firewall", "shaper", "interface", "process"
+    leftovers: FrozenSet[str] = frozenset()
     network_seen: Tuple[str, ...] = ()  # devices on which a frame with an assigned source address came in
     network: Optional[NetworkSeen] = None  # None = not looked at: proves nothing
     cgroup: Optional[CgroupSeen] = None  # None = there is none, or it cannot be read
@@ -337,3 +340,4 @@ class HypervisorInfo:
     cpu_caps: bool = True  # False = this driver cannot limit a guest's CPU: a wish with a cap is refused
     disk_io: bool = True  # False = it cannot limit a disk's input and output
     startable: bool = True  # False = no guest may be started here; `why` tells
+    snapshots: Tuple[str, ...] = ()  # kinds that this driver can take

@@ -18,7 +18,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Callable, Dict, Optional, Tuple
 
-from vmagent.core import lease, proof, renewal
+from vmagent.core import lease, proof, renewal, snapshotplan
 from vmagent.core.actions import Action, Do
 from vmagent.core.alarms import Note, alarms, fresh_notes
 from vmagent.core.ending import because, begin_stop, begun, ended, gave_up, journaled, rebooted, rolled_back
@@ -45,6 +45,7 @@ class Plan:
     wake_at: Optional[float] = None  # boot time; None = nothing changes by time alone
     warnings: Tuple[int, ...] = ()  # lease warnings to publish with this commit, seconds before the end
     notes: Tuple[Note, ...] = ()
+    job: Optional[Action] = None  # to have under way beside the steps (snapshotplan.py)
 
 
 @dataclass(frozen=True)
@@ -98,16 +99,22 @@ def plan(record: VmRecord, observed: Observed, now: Now, policy: Policy) -> Plan
     raised = alarms(record, observed, facts, following)
     record, action = _HANDLERS[following](_Case(record, observed, now, policy, facts))
     record = journaled(record, alarms=tuple(sorted(raised)))
+    calm = action is None and following in (Step.HOLD, Step.REST)
+    record, job = snapshotplan.step(record, observed, now, policy, calm)
     notes = fresh_notes(before, raised, observed)
     soon = following is Step.PROVE and action is None
-    return Plan(record, action, _wake_at(record, observed, now, policy, soon), warnings, notes)
+    return Plan(record, action, _wake_at(record, observed, now, policy, soon), warnings, notes, job)
 
 
 def _wake_at(record: VmRecord, observed: Observed, now: Now, policy: Policy, soon: bool) -> Optional[float]:
-    at = lease.wake_at(record, now, policy)
+    at = _sooner(lease.wake_at(record, now, policy), snapshotplan.wake_at(record, now, policy.snapshots))
     once = observed.domain.seen is Seen.MISSING and not observed.missing_twice and not record.closed
     again = now.at + lease.LOOK_AGAIN_S
     return min(again, again if at is None else at) if once or soon else at
+
+
+def _sooner(one: Optional[float], other: Optional[float]) -> Optional[float]:
+    return min((at for at in (one, other) if at is not None), default=None)
 
 
 # -- what changes in the wish before any step is chosen
@@ -299,7 +306,7 @@ def _destroy(case: _Case) -> _Done:
 def _clean_up(case: _Case) -> _Done:
     """Files first, then the firewall once no interface is left that it guards; interfaces go by themselves."""
     left = case.observed.leftovers
-    if left & {"overlay", "seed"}:
+    if left & {"overlay", "seed", "layer"}:
         return case.act(Do.CLEAN_UP)
     if "shaper" in left:
         return case.act(Do.UNSHAPE)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Mapping, Optional, Tuple
 
 from vmagent.core.model import Firewall
+from vmagent.core.snapshotmodel import SnapshotRules
 
 
 @dataclass(frozen=True)
@@ -220,3 +221,4 @@ class Policy:
     defaults: Defaults = Defaults()
     memory_overhead_mib: int = 64  # that QEMU takes beside the guest's own, at least
     trust: TrustPolicy = TrustPolicy()
+    snapshots: SnapshotRules = SnapshotRules()

@@ -12,9 +12,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
-from vmagent.core import lease, renewal
+from vmagent.core import lease, renewal, snapshots
 from vmagent.core.changes import CommandRow
 from vmagent.core.model import Desired, Now, Phase, VmRecord
+from vmagent.core.snapshotmodel import SnapshotState
 from vmagent.errors import Problem
 
 Members = Mapping[str, Tuple[VmRecord, Phase]]
@@ -111,6 +112,31 @@ def _at_once(record: VmRecord, phase: Phase, now: Now) -> Judgement:
     return DONE
 
 
+def _snapshot(row: CommandRow, record: VmRecord) -> Judgement:
+    """Told as soon as it is given up; undoing it goes on."""
+    one = snapshots.of_command(record, row.id)
+    if one is None:
+        return _over(record) if record.outcome is not None else _failed("not-found", "it is not remembered any more")
+    if one.problem:
+        return _failed(one.problem, one.why)
+    if one.state is SnapshotState.THERE or one.created_wall:
+        return DONE
+    return _over(record) if record.outcome is not None else PENDING
+
+
+def _no_snapshot(row: CommandRow, record: VmRecord) -> Judgement:
+    gone = snapshots.named(record, str(row.args.get("name", ""))) is None
+    return DONE if gone or record.outcome is not None else PENDING
+
+
+OF_SNAPSHOTS: Mapping[str, Callable[[CommandRow, VmRecord], Judgement]] = {
+    "vm.snapshot": _snapshot,
+    "vm.snapshot.delete": _no_snapshot,
+    "vm.snapshot.cancel": _no_snapshot,
+}
+"""Verbs on one snapshot of the VM: which one, the command's row says."""
+
+
 JUDGES: Mapping[str, Callable[[VmRecord, Phase, Now], Judgement]] = {
     "vm.start": _start,
     "vm.stop": _end,
@@ -125,7 +151,9 @@ JUDGES: Mapping[str, Callable[[VmRecord, Phase, Now], Judgement]] = {
 }
 """Verbs whose effect takes time; every other verb is done at its commit."""
 
-FORGOTTEN: Mapping[str, Judgement] = {"vm.stop": DONE, "vm.kill": DONE}
+FORGOTTEN: Mapping[str, Judgement] = {
+    "vm.stop": DONE, "vm.kill": DONE, "vm.snapshot.delete": DONE, "vm.snapshot.cancel": DONE,
+}  # fmt: skip
 """What a member means that is remembered no more: it ended long ago."""
 
 
@@ -138,6 +166,8 @@ def judge(row: CommandRow, vm: str, members: Members, now: Now) -> Judgement:
     known = members.get(vm)
     if known is None:
         return FORGOTTEN.get(_verb(row), _failed("not-found", "nothing is known of it any more"))
+    if _verb(row) in OF_SNAPSHOTS:
+        return OF_SNAPSHOTS[_verb(row)](row, known[0])
     return JUDGES.get(_verb(row), _at_once)(known[0], known[1], now)
 
 

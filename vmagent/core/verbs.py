@@ -13,7 +13,7 @@ import dataclasses
 import math
 from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
-from vmagent.core import dn, lease, limits, renewal, walltime
+from vmagent.core import dn, lease, limits, renewal, snapshots, walltime
 from vmagent.core.commands import VERBS, Command
 from vmagent.core.ending import REASONS_KEPT, journaled
 from vmagent.core.model import Desired, Now, Reason, VmRecord
@@ -82,7 +82,8 @@ def apply(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmRec
     """The wish after this command; VERBS says which verbs change one.
 
     Problems: `ended`, `stopping`, `generation` (with `current`), `superseded`, `lifetime` (with `used_s`),
-    `over-limit`, `under-limit`, `rule`, `unknown-network`; each names its `vm`.
+    `over-limit`, `under-limit`, `rule`, `unknown-network`, `not-found` and `snapshot-state` (of a snapshot); each names
+    its `vm`.
     """
     _in_order(command, record)
     record = dataclasses.replace(record, generation=record.generation + 1)
@@ -193,6 +194,14 @@ def _limits(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmR
     return journaled(record, limits_before=before, limits_since=record.generation)
 
 
+def _while_alive(effect: Callable[[Command, VmRecord, Policy, Now], VmRecord]) -> Any:
+    def on(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmRecord:
+        _alive(record)
+        return effect(command, record, policy, now)
+
+    return on
+
+
 _EFFECTS: Dict[str, Callable[[Command, VmRecord, Policy, Now], VmRecord]] = {
     "vm.stop": _stop,
     "vm.kill": _kill,
@@ -203,4 +212,7 @@ _EFFECTS: Dict[str, Callable[[Command, VmRecord, Policy, Now], VmRecord]] = {
     "vm.revert": _restart,
     "vm.extend": _extend,
     "vm.limits": _limits,
+    "vm.snapshot": _while_alive(snapshots.take),
+    "vm.snapshot.delete": _while_alive(snapshots.delete),
+    "vm.snapshot.cancel": _while_alive(snapshots.cancel),
 }

@@ -26,6 +26,7 @@ from vmagent.core.model import DomainSeen, HostSeen, HypervisorInfo, VmSpec
 from vmagent.errors import Fault, FaultKind
 from vmagent.hypervisor.health import Health
 from vmagent.hypervisor.host import HostFacts, gather
+from vmagent.hypervisor.jobs import LongJobs
 from vmagent.hypervisor.link import Retry
 from vmagent.hypervisor.observe import LIVE, SETTLING, Eyes, lookup
 from vmagent.hypervisor.perform import Hands, Paths
@@ -75,6 +76,8 @@ class Libvirt:
             self._event,
             self._late,
         )
+        self.jobs = LongJobs(self._session.jobs, self._session.watchdog, reactor,
+                             lambda: None if self._hands is None else self._hands.job, self._health.halted)
         self._probing: Set[str] = set()
         self._facts: Optional[HostFacts] = None
         self._eyes: Optional[Eyes] = None
@@ -204,6 +207,7 @@ class Libvirt:
             cpu_caps=facts.profile.cpu_caps,
             disk_io=facts.profile.disk_io,
             startable=facts.choice.profile is not None,
+            snapshots=facts.profile.snapshots,
         )
         log.info("libvirt %s at %s: %s", facts.libvirt_version, facts.uri, facts.choice.why)
         self._on_connection(True)

@@ -17,7 +17,9 @@ from vmagent.core.domainxml import IOTUNE, NAMESPACE, PREFIX, domain_xml, parts_
 from vmagent.core.drivers import Choice, Profile
 from vmagent.core.identity import domain_name
 from vmagent.core.model import CpuLimit, DiskIo, Seen, Tag, VmSpec
+from vmagent.core.snapshotmodel import JobDone
 from vmagent.errors import Fault, FaultKind
+from vmagent.hypervisor import layers
 from vmagent.hypervisor.observe import NO_QUOTA_US, Stranger, lookup, seen_of, tag_of
 
 NORMAL_WEIGHT = 100
@@ -74,6 +76,17 @@ class Hands:
             self._on_domain[action.do](domain, action)
         elif action.do not in (Do.DESTROY, Do.DISCARD_SAVED, Do.UNDEFINE):
             raise Fault(FaultKind.GONE, f"no domain {action.vm}")
+
+    def job(self, conn: libvirt.virConnect, action: Action, watch: layers.Watch) -> JobDone:
+        """A long job; see layers.perform.  Runs on a thread of the jobs link."""
+        if action.do in self._profile.unsupported:
+            raise Fault(FaultKind.REFUSED, f"{action.do.value}: not supported by the {self._profile.name} driver")
+        domain = lookup(conn, action.vm)
+        if domain is None:
+            raise Fault(FaultKind.GONE, f"no domain {action.vm}")
+        if not self._ours(domain):
+            raise Fault(FaultKind.REFUSED, f"foreign: the domain {action.vm} is not ours")
+        return layers.perform(domain, action, self._profile, self._paths(action.spec).overlay, watch)
 
     def _ours(self, domain: libvirt.virDomain) -> bool:
         try:

@@ -1,8 +1,10 @@
-"""Three connections, each for one purpose, and libvirt's event loop.
+"""Five connections, each for one purpose, and libvirt's event loop.
 
     control  everything that changes a guest; may enter the QEMU monitor; `threads` calls at once, one per domain
     observe  looks, by calls that never enter the monitor; carries the event callbacks
     rescue   destroy only: it works while every control call hangs (FACTS F4)
+    jobs     long jobs (snapshots), two at once, which may hold a guest for as long as their deadline (jobs.py)
+    watchdog what ends a job or thaws a guest while the job's own thread hangs
 
 The event loop is registered before the first open, once per process, and run by one daemon thread.  A callback does
 one thing: it tells the reactor which domain to look at again.  Lost events are healed by the full resync, and after
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, List, Optional, Tuple
 
 import libvirt
 from twisted.internet.defer import Deferred
@@ -24,6 +26,7 @@ from vmagent.lanes import Reactor
 log = logging.getLogger("vmagent.hypervisor")
 OBSERVE_THREADS = 2
 RESCUE_THREADS = 4
+JOB_THREADS = 2
 CLOSE_WAIT_S = 3.0  # a hung libvirtd does not hold back the end of the agent
 _EVENTS = (
     libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE,
@@ -62,7 +65,7 @@ def _turn() -> None:
 
 
 class Session:
-    """The three links.  gather(connection) runs on a thread; its facts go to on_up, once all three are open.
+    """The links.  gather(connection) runs on a thread; its facts go to on_up once observe, control and rescue are open.
 
     on_down(why): looking is not possible (any more); a lost control or rescue connection makes only actions fail.
     on_event(uuid): a hint; on_late(vm): a control or rescue call past its deadline has returned.
@@ -91,15 +94,18 @@ class Session:
         )
         self.control = self._plain("control", uri, threads, retry, on_late)
         self.rescue = self._plain("rescue", uri, RESCUE_THREADS, retry, on_late)
+        self.jobs = self._plain("jobs", uri, JOB_THREADS, retry, on_late)
+        self.watchdog = self._plain("watchdog", uri, JOB_THREADS, retry, lambda key: None)
+        self._links: Tuple[Link[Any], ...] = (self.observe, self.control, self.rescue, self.jobs, self.watchdog)
 
     def start(self) -> None:
         event_loop()
-        for link in (self.rescue, self.control, self.observe):
+        for link in reversed(self._links):
             link.start()
 
     def stop(self) -> Deferred[None]:
         """Fires when all is closed, or after CLOSE_WAIT_S."""
-        closing = [thread for link in (self.observe, self.control, self.rescue) for thread in link.stop()]
+        closing = [thread for link in self._links for thread in link.stop()]
         done: Deferred[None] = Deferred()
         timer = self._reactor.callLater(CLOSE_WAIT_S, self._ended, done, None)
 

@@ -36,8 +36,8 @@ from vmagent.lanes import Lanes
 DIRECTORY_MODE = 0o711
 _VM = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _TEMPORARY = ".part"
-_KINDS = {".qcow2": "overlay", ".iso": "seed"}
-_OURS = re.compile(rf"({_VM})(\.qcow2|\.iso)")
+_OURS = re.compile(rf"({_VM})(\.qcow2|\.iso|\.snap-[a-z0-9-]+\.(?:qcow2|mem))")
+_KINDS = {".qcow2": "overlay", ".iso": "seed"}  # what is neither is a layer
 _UNFINISHED = re.compile(rf"{_VM}(\.qcow2|\.iso|\.files){re.escape(_TEMPORARY)}")
 _LOOK_S = 20.0
 Contexts = Callable[[str], "Deferred[Optional[Context]]"]
@@ -125,10 +125,17 @@ class LocalImages:
         make_seed(files, target, _part(target), _folder(target))
 
     def _clean_up(self, vm: str) -> None:
-        for target in map(Path, self.paths(vm)):
+        overlay, seed = map(Path, self.paths(vm))
+        for target in (*self._layers(vm), overlay, seed):
             target.unlink(missing_ok=True)
+        for target in (overlay, seed):
             _sweep(target)
             sync_directory(target.parent)
+
+    def _layers(self, vm: str) -> List[Path]:
+        """The files of its snapshots, whatever their names."""
+        found = [(path, _OURS.fullmatch(path.name)) for path in _matching(self._overlays, _OURS)]
+        return [path for path, ours in found if ours is not None and ours[1] == vm and ours[2] not in _KINDS]
 
     def _prepare(self) -> None:
         for directory in (self._overlays, self._seeds):
@@ -139,10 +146,11 @@ class LocalImages:
 
     def _list(self) -> Mapping[str, FrozenSet[str]]:
         found: Dict[str, Set[str]] = {}
-        for directory, suffix in ((self._overlays, ".qcow2"), (self._seeds, ".iso")):
+        for directory, seeds in ((self._overlays, False), (self._seeds, True)):
             for path in _matching(directory, _OURS):
-                if path.suffix == suffix:
-                    found.setdefault(path.stem, set()).add(_KINDS[suffix])
+                ours = _OURS.fullmatch(path.name)
+                if ours is not None and (ours[2] == ".iso") is seeds:
+                    found.setdefault(ours[1], set()).add(_KINDS.get(ours[2], "layer"))
         return {vm: frozenset(kinds) for vm, kinds in found.items()}
 
     def _free(self) -> int:

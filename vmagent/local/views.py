@@ -32,7 +32,7 @@ from vmagent.local import handles
 Json = Dict[str, Any]
 LIVE = (Seen.RUNNING, Seen.PAUSED, Seen.STOPPING, Seen.CRASHED, Seen.STUCK)
 BLIND = (Seen.UNKNOWN, Seen.FOREIGN)
-DISK = frozenset({"overlay", "seed"})
+DISK = frozenset({"overlay", "layer", "seed"})
 
 
 def seen_of(record: VmRecord, observed: Mapping[str, Observed]) -> Observed:
