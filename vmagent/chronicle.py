@@ -15,7 +15,7 @@ from vmagent.log import event
 
 log = logging.getLogger("vmagent")
 DRIFTS = ("cpu-drift", "disk-io-drift", "memory-drift", "firewall-drift", "bandwidth-drift", "port-drift")
-OF_THEIR_NAME = ("isolated", "rejoined", "spoofed", "capped")
+OF_THEIR_NAME = ("isolated", "rejoined", "spoofed", "capped", "image-distrusted")
 ALERTS = {"stuck": "vm-stuck", **dict.fromkeys(DRIFTS, "limit-drift"), **dict(zip(OF_THEIR_NAME, OF_THEIR_NAME))}
 """Kind of a security.alert -> the message that it is logged as."""
 
@@ -56,7 +56,8 @@ class Chronicle:
     def _alert(self, data: Mapping[str, Any]) -> None:
         name = ALERTS.get(data["kind"])
         if name is not None:
-            event(log, name, f"{data['vm']}: {data['detail']}", vm=data["vm"], reason=data["detail"])
+            about = f"{data['vm']}: " if "vm" in data else ""
+            event(log, name, about + data["detail"], vm=data.get("vm"), reason=data["detail"])
 
     def _audited(self, row: PutAudit) -> None:
         """The audit has one row for each verdict on a command, whatever its route."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Dict, List, Mapping, Optional, Tuple
 
-from vmagent.core import events, plan, progress
+from vmagent.core import events, plan, progress, revocation
 from vmagent.core.actions import Action, Do
 from vmagent.core.changes import Change, CommandRow, Publish, PutAudit, PutCommand, PutVm, SendReply
-from vmagent.core.model import DomainSeen, Now, Observed, Phase, Seen, VmRecord
+from vmagent.core.model import DomainSeen, ImageRef, Now, Observed, Phase, Seen, VmRecord, VmSpec
 from vmagent.core.policy import Policy
 from vmagent.world import World
 
@@ -59,6 +59,14 @@ class Consequences:
     def __init__(self, world: World, policy: Policy) -> None:
         self._world = world
         self.policy = policy
+
+    def distrust(self, spec: VmSpec) -> Optional[revocation.Distrust]:
+        """Why this VM's image is not trusted now; None = it is."""
+        return self.distrust_of(spec.image)
+
+    def distrust_of(self, image: ImageRef) -> Optional[revocation.Distrust]:
+        """Why this image is not trusted now, for nobody in particular."""
+        return revocation.refused(image, self._world.revocations)
 
     def of_plan(self, before: VmRecord, planned: plan.Plan, observed: Observed, now: Now) -> List[Change]:
         """Everything that adopting `planned` means."""

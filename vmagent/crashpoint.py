@@ -22,6 +22,7 @@ POINTS = (
     "sent",  # handed to the broker, no receipt yet
     "receipted",  # receipt came, the row is still in the outbox
     "ready",  # `ready` is committed
+    "revoked",  # what becomes of guests whose image is distrusted is committed, nothing done yet
 )
 _chosen = os.environ.get("VMAGENT_CRASH_AT", "")
 if _chosen and _chosen not in POINTS:

@@ -21,7 +21,8 @@ from vmagent.core.model import Desired, Journal, Now, Reason, VmRecord, VmSpec
 from vmagent.core.policy import Policy
 from vmagent.core.startimage import Endorsements
 from vmagent.crashpoint import reach
-from vmagent.errors import Fault, Problem
+from vmagent.errors import Fault, Problem, Problems
+from vmagent.imagecommands import ImageCommands
 from vmagent.world import World
 
 log = logging.getLogger("vmagent.intake")
@@ -52,6 +53,7 @@ class Intake:
         mark: Callable[[str], None],
         snapshot: Callable[[Now], Awaitable[List[Change]]],
         host_changed: Callable[[], Awaitable[None]],
+        images: ImageCommands,
     ) -> None:
         self._world = world
         self._store = store
@@ -63,6 +65,7 @@ class Intake:
         self._mark = mark
         self._snapshot = snapshot
         self._host_changed = host_changed
+        self._images = images
         self._strangers: Dict[Tuple[str, str], int] = {}
         self._answered = 0
 
@@ -119,6 +122,8 @@ class Intake:
         row, marks = await self._world.transact(lambda: self._decide(command, room))
         for vm in marks:
             self._mark(vm)
+        if command.verb == "image.revoke":
+            await self._images.after()
         if command.verb.startswith("host."):
             await self._host_changed()
         return row.reply
@@ -185,6 +190,9 @@ class Intake:
         if VERBS[command.verb].selects:
             return self._on_vms(command, room, now)
         authority.authorise(command, self.policy, (), ())
+        if command.verb.startswith("image."):
+            changed, result = self._images.effect(command, now)
+            return changed, self._done(command, (), result, now), ()
         if command.verb == "host.report":
             return await self._snapshot(now), self._done(command, (), {}, now), ()
         drained = command.verb == "host.drain"
@@ -195,6 +203,7 @@ class Intake:
         authority.authorise(command, self.policy, (), ())
         admitted = admission.admit(command, self.policy, tuple(self._world.records.values()), room,
                                    Endorsements(self._world.lists, now.wall))
+        self._trusted(admitted.specs)
         refused = [{"member": index, "status": "refused", "problem": problem.as_json()}
                    for index, problem in admitted.refused]
         if command.args.get("dry_run"):
@@ -209,6 +218,13 @@ class Intake:
         members = [{"member": s.member, "vm": s.vm, "status": "accepted"} for s in admitted.specs]
         reply = _reply(command, "accepted", result={"members": members + refused})
         return changes, self._row(command, ids, "accepted", reply, now), ids
+
+    def _trusted(self, specs: Sequence[VmSpec]) -> None:
+        """Nothing starts, or starts anew, from an image that is not trusted: Problems, each reason once."""
+        found = [self._consequences.distrust(spec) for spec in specs]
+        reasons = {one.cause: one.problem for one in found if one is not None}
+        if reasons:
+            raise Problems(list(reasons.values()))
 
     def _wish(self, command: Command, spec: VmSpec, now: Now) -> VmRecord:
         return VmRecord(
@@ -227,6 +243,8 @@ class Intake:
         if command.verb == "vm.snapshot":
             free_gib = admission.disk_left_gib(self.policy, tuple(self._world.records.values()), room)
             snapshots.admit(command, self.policy, chosen, room.snapshots, free_gib)
+        if VERBS[command.verb].anew:
+            self._trusted([record.spec for record in chosen])
         after = [(record, verbs.apply(command, record, self.policy, now)) for record in chosen]
         ids = tuple(record.vm for record in chosen)
         members = [{"vm": vm, "status": "accepted"} for vm in ids]

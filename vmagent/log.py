@@ -132,6 +132,11 @@ MESSAGES: Mapping[str, Message] = {
         logging.WARNING,
         "A VM opens more connections, or to more destinations, than it may: is it compromised?",
     ),
+    "image-distrusted": Message(
+        "6c8e01a3f2c74b4f9a30b5a4f1d0c230",
+        logging.ERROR,
+        "VMs run on an image that is not trusted any more; the line says which, and what is done.",
+    ),
     "swept": Message(
         "6c8e01a3f2c74b4f9a30b5a4f1d0c21c",
         logging.WARNING,

@@ -38,6 +38,7 @@ from vmagent.host.processes import ProcProcesses
 from vmagent.host.shaper import TcShaper
 from vmagent.hypervisor.adapter import Libvirt
 from vmagent.hypervisor.perform import Paths
+from vmagent.imagecommands import ImageCommands
 from vmagent.images.local import LocalImages
 from vmagent.intake import Intake, Limits
 from vmagent.lanes import Lanes
@@ -48,6 +49,7 @@ from vmagent.observer import LIVE, Observer
 from vmagent.queries import Queries
 from vmagent.reconciler import Reconciler
 from vmagent.recovery import Recovery
+from vmagent.revoking import Revoker
 from vmagent.snapshotting import Snapshotting
 from vmagent.store.store import SqliteStore
 from vmagent.sweeping import Sweeper
@@ -71,12 +73,13 @@ class Kernel:
 
 @dataclass
 class Keepers:
-    """Who looks after limits, and after long jobs, beside the loop."""
+    """Who looks after limits, images and long jobs beside the loop."""
 
     holder: Holder
     sweeper: Sweeper
     watchman: Watchman
     snapshotting: Snapshotting
+    revoker: Revoker
 
 
 @dataclass
@@ -149,8 +152,9 @@ class Parts:
     async def minute(self) -> None:
         """What is looked after once a minute, each by itself: what fails holds up nothing else."""
         keepers = self.keepers
-        for look in (self._files, self._network_again, lambda: keepers.holder.hold(whole=True), keepers.sweeper.sweep,
-                     keepers.watchman.count, self._learn, self.intake.minute, self.announcer.changed):
+        for look in (self._files, self._network_again, lambda: keepers.holder.hold(whole=True), keepers.revoker.look,
+                     keepers.sweeper.sweep, keepers.watchman.count, self._learn, self.intake.minute,
+                     self.announcer.changed):
             try:
                 await look()
             except Fault as fault:
@@ -187,6 +191,7 @@ class Parts:
         """Take nothing new, then close; guests stay as they are."""
         self.reconciler.stop()
         self.keepers.snapshotting.stop()
+        self.keepers.revoker.stop()
         self.local.stop()
         self.channel.inbox.stop()
         self.channel.outbox.stop()
@@ -198,7 +203,11 @@ class Parts:
             lanes.stop()
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> None:
-        Deferred.fromCoroutine(work).addErrback(_told)
+        _begin(work)
+
+
+def _begin(work: Coroutine[Any, Any, Any]) -> None:
+    Deferred.fromCoroutine(work).addErrback(_told)
 
 
 async def _setting(name: str, value: Any) -> Tuple[Sequence[Change], None]:
@@ -247,9 +256,9 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
     reconciler = Reconciler(world, observer, performers, consequences, clock, reactor, snapshotting.wanted)
     snapshotting.attend(reconciler.mark)
     recovery = Recovery(world, store, observer, reconciler, consequences, clock)
-    holder = Holder(world, observer, kernel.firewall, kernel.shaper, kernel.cgroups, reconciler, consequences, clock)
-    keepers = Keepers(holder, Sweeper(world, hypervisor, kernel.firewall, kernel.shaper, clock),
-                      Watchman(world, kernel.firewall, clock), snapshotting)
+    keepers = _keepers(world, kernel, hypervisor, observer, reconciler, consequences, clock, reactor,
+                       snapshotting)
+    commands = ImageCommands(world, consequences, keepers.revoker)
     trust = TrustStore(config.security)
     verifier = _verifier(config, trust)
     capabilities = _capabilities(hypervisor, kernel, consequences)
@@ -257,12 +266,12 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
                           vmagent.__version__, lambda: _days_left(trust, clock), capabilities)
     intake = Intake(world, store, verifier, _room(hypervisor, images, kernel, world), consequences,
                     Limits(broker.max_command_kib * 1024, config.security.commands == "signed"), clock,
-                    reconciler.mark, announcer.snapshot_changes, announcer.changed)
+                    reconciler.mark, announcer.snapshot_changes, announcer.changed, commands)
     way = channel(config, reactor, clock, chance, store, intake, world)
     late.outbox = way.outbox
     queries = Queries(world, store, hypervisor, images, clock, lambda: consequences.policy,
                       lambda: dataclasses.asdict(way.link.state()), capabilities,
-                      kernel.firewall.counters)
+                      kernel.firewall.counters, commands)
     local = LocalServer(config.socket, reactor,
                         lambda payload, signer: Deferred.fromCoroutine(intake.local(payload, signer)),
                         queries.table(), feed, clock, policy.host)
@@ -274,6 +283,19 @@ def _kernel(policy: Policy, lanes: Lanes) -> Kernel:
     processes = ProcProcesses()
     return Kernel(NftFirewall(policy.instance, lanes, policy.firewall), TcShaper(policy.instance, lanes),
                   HostCgroups(lanes, processes), processes)
+
+
+def _keepers(
+    world: World, kernel: Kernel, hypervisor: Libvirt, observer: Observer, reconciler: Reconciler,
+    consequences: Consequences, clock: ports.Clock, reactor: Any, snapshotting: Snapshotting,
+) -> Keepers:
+    return Keepers(
+        Holder(world, observer, kernel.firewall, kernel.shaper, kernel.cgroups, reconciler, consequences, clock),
+        Sweeper(world, hypervisor, kernel.firewall, kernel.shaper, clock),
+        Watchman(world, kernel.firewall, clock),
+        snapshotting,
+        Revoker(world, consequences, reconciler.mark, clock, reactor, _begin),
+    )
 
 
 def _paths(images: LocalImages) -> Callable[[VmSpec], Paths]:

@@ -15,6 +15,7 @@ from vmagent import ports
 from vmagent.core.model import NicCounters, Now, Observed, VmRecord
 from vmagent.core.policy import Policy
 from vmagent.errors import Fault, Problem
+from vmagent.imagecommands import ImageCommands
 from vmagent.local import views
 from vmagent.world import World
 
@@ -37,6 +38,7 @@ class Queries:
         broker: Callable[[], Mapping[str, Any]],
         capabilities: Callable[[], Mapping[str, Any]],
         counters: Callable[[], Deferred[Mapping[str, NicCounters]]],
+        catalogue: ImageCommands,
     ) -> None:
         self._world = world
         self._store = store
@@ -47,13 +49,14 @@ class Queries:
         self._broker = broker
         self._capabilities = capabilities
         self._counters = counters
+        self._catalogue = catalogue
 
     def table(self) -> Dict[str, Callable[[Args], Deferred[Any]]]:
         """verb -> callable(args) -> Deferred of plain JSON."""
         queries: Dict[str, Callable[[Args], Awaitable[Any]]] = {
             "list": self._list, "show": self._show, "who": self._who, "over": self._over, "audit": self._audit,
             "drain_check": self._drain_check, "status": self._status, "capacity": self._capacity,
-            "doctor": self._doctor, "limits": self._limits,
+            "doctor": self._doctor, "limits": self._limits, "images": self._list_images,
         }
         return {verb: _deferred(query) for verb, query in queries.items()}
 
@@ -83,6 +86,10 @@ class Queries:
         except Fault as fault:
             why = str(fault)
         return views.limits(record, self._newest(record.vm), self._now(), counters, why)
+
+    async def _list_images(self, args: Args) -> Any:
+        """What image.list answers, and VM by VM who runs on what."""
+        return {**self._catalogue.listing(), "running": self._catalogue.running()}
 
     def _newest(self, vm: str) -> Mapping[str, Observed]:
         """The last look at this VM with the last at its network, which is looked at more often."""

@@ -177,7 +177,8 @@ class Reconciler:
         return tuple(changes), planned
 
     def _plan(self, record: VmRecord, observed: Observed) -> planning.Plan:
-        return planning.plan(record, observed, self._clock.now(), self._consequences.policy)
+        distrust = self._consequences.distrust(record.spec)
+        return planning.plan(record, observed, self._clock.now(), self._consequences.policy, distrust)
 
     def _world_phase(self, vm: str) -> str:
         record = self._world.records.get(vm)

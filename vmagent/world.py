@@ -1,8 +1,8 @@
 """The agent's memory: what is stored, and what was last observed.
 
-Rules: `records`, `pending` and `settings` mirror the store and change only after a commit, in `transact`.
-`observed` is never stored.  One decision at a time: whoever changes a wish decides inside `transact`, on the newest
-memory, so two writers never overwrite each other.
+Rules: `records`, `pending`, `settings` and `revocations` mirror the store and change only after a commit, in
+`transact`.  `observed` is never stored.  One decision at a time: whoever changes a wish decides inside `transact`, on
+the newest memory, so two writers never overwrite each other.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Sequ
 from twisted.internet.defer import DeferredLock
 
 from vmagent import ports
-from vmagent.core.changes import Change, CommandRow, Epoch, PutCommand, PutSetting, PutVm, Stored
+from vmagent.core.changes import Change, CommandRow, Epoch, PutCommand, PutRevocation, PutSetting, PutVm, Stored
+from vmagent.core.imagemodel import Revocation
 from vmagent.core.model import ForeignSeen, NetworkSeen, Observed, VmRecord
 from vmagent.core.trust import VerifiedList
 
@@ -32,6 +33,7 @@ class World:
         self.records: Dict[str, VmRecord] = {}
         self.pending: Dict[str, CommandRow] = {}
         self.settings: Dict[str, Any] = {}
+        self.revocations: Dict[str, Revocation] = {}  # by key
         self.recent: Dict[str, VmRecord] = {}  # closed, oldest first
         self.observed: Dict[str, Observed] = {}
         self.network: Dict[str, NetworkSeen] = {}  # VM id -> its network limits as last read back
@@ -52,6 +54,7 @@ class World:
         """Take over what the store held at start."""
         self.records = {record.vm: record for record in stored.records}
         self.settings = dict(stored.settings)
+        self.revocations = {one.key: one for one in stored.revocations}
         for row in stored.pending:
             self._owe(row)
 
@@ -88,6 +91,8 @@ class World:
             self._owe(change.row)
         elif isinstance(change, PutSetting):
             self.settings[change.name] = change.value
+        elif isinstance(change, PutRevocation):
+            self.revocations[change.revocation.key] = change.revocation
 
     def _remember_vm(self, record: VmRecord) -> None:
         if not record.closed:

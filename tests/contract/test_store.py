@@ -18,11 +18,13 @@ from vmagent.core.changes import (
     PutAudit,
     PutCommand,
     PutContext,
+    PutRevocation,
     PutSetting,
     PutVm,
     SendReply,
 )
 from vmagent.core.context import Context
+from vmagent.core.imagemodel import Revocation
 from vmagent.core.model import Now, Reason
 from vmagent.errors import Fault, FaultKind
 from vmagent.store.store import SqliteStore
@@ -267,3 +269,14 @@ def test_a_context_goes_with_the_last_vm_of_its_command(opened: Opened) -> None:
     opened.again()
     assert opened.ask("context", b.COMMAND) is None
     assert opened.ask("context", OTHER) == given
+
+
+def test_revocations_outlive_every_run_the_newest_per_image(opened: Opened) -> None:
+    first = Revocation("tiny", "", 1, "forbid", b.SIGNER, "CVE", b.WALL)
+    later = dataclasses.replace(first, version=3, action="stop")
+    bytes_of = Revocation("", "ab" * 64, 2, "kill", "local:root", "", b.WALL)
+    opened.commit(PutRevocation(first))
+    opened.commit(PutRevocation(bytes_of), PutRevocation(later))
+    assert set(opened.again(LONG_AFTER).revocations) == {later, bytes_of}
+    opened.ask("prune", LONG_AFTER)
+    assert set(opened.again().revocations) == {later, bytes_of}

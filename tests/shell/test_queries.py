@@ -27,7 +27,7 @@ class FixedClock:
 
 def limits(world: World, counters: Counters, vm: str = "worker") -> Dict[str, Any]:
     nobody: Any = None
-    queries = Queries(world, nobody, nobody, nobody, FixedClock(), b.policy, dict, dict, counters)
+    queries = Queries(world, nobody, nobody, nobody, FixedClock(), b.policy, dict, dict, counters, nobody)
     answer: Dict[str, Any] = fired(queries.table()["limits"]({"vm": vm}))
     return answer
 

@@ -151,6 +151,9 @@ VERBS: List[Tuple[List[str], str, Dict[str, Any]]] = [
     (["limits", HOST, "--tagged", "t", "--cpu-weight", "default"], "vm.limits", {"tag": "t", "cpu_weight": None}),
     (["drain", HOST], "host.drain", {}),
     (["undrain", HOST], "host.undrain", {}),
+    (["revoke", HOST, "tiny", "--action", "kill"], "image.revoke", {"id": "tiny", "action": "kill"}),
+    (["revoke", "*", "ab" * 64, "--revocation", "7"], "image.revoke",
+     {"sha512": "ab" * 64, "action": "forbid", "version": 7}),
 ]
 
 

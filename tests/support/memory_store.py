@@ -23,6 +23,7 @@ from vmagent.core.changes import (
     PutAudit,
     PutCommand,
     PutContext,
+    PutRevocation,
     PutSetting,
     PutVm,
     SendReply,
@@ -30,6 +31,7 @@ from vmagent.core.changes import (
 )
 from vmagent.core.codec import canonical, record_from_json
 from vmagent.core.context import Context, from_json
+from vmagent.core.imagemodel import Revocation
 from vmagent.core.model import Now, VmRecord
 from vmagent.errors import Fault, FaultKind
 from vmagent.ports import Store
@@ -52,6 +54,7 @@ class MemoryStore:
         self._commands: Dict[str, CommandRow] = {}
         self._settings: Dict[str, Any] = {}
         self._contexts: Dict[str, Context] = {}
+        self._revocations: Dict[str, Revocation] = {}
         self._audit: List[PutAudit] = []
         self._outbox: Dict[int, OutboxRow] = {}
         self._sequences: Dict[str, int] = {}
@@ -72,7 +75,8 @@ class MemoryStore:
         self._opened = True
         records = tuple(record for record in self._vms.values() if not record.closed)
         pending = tuple(row for row in self._commands.values() if row.status == "accepted")
-        return succeed(Stored(self.epoch(), records, pending, dict(self._settings)))
+        revocations = tuple(one for _, one in sorted(self._revocations.items()))
+        return succeed(Stored(self.epoch(), records, pending, dict(self._settings), revocations))
 
     def close(self) -> Deferred[None]:
         self._opened = False
@@ -113,6 +117,8 @@ class MemoryStore:
             self._settings.pop(change.name, None)
             if change.value is not None:
                 self._settings[change.name] = _copy(change.value)
+        elif isinstance(change, PutRevocation):
+            self._revocations[change.revocation.key] = change.revocation
         elif isinstance(change, PutAudit):
             self._audit.append(change)
         elif isinstance(change, Publish):

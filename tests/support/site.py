@@ -23,11 +23,13 @@ from vmagent.core.policy import Policy
 from vmagent.counting import Watchman
 from vmagent.errors import Problem
 from vmagent.holding import Holder
+from vmagent.imagecommands import ImageCommands
 from vmagent.intake import Intake, Limits
 from vmagent.local.feed import LiveFeed
 from vmagent.observer import Observer
 from vmagent.reconciler import Reconciler
 from vmagent.recovery import Recovery
+from vmagent.revoking import Revoker
 from vmagent.snapshotting import Snapshotting
 from vmagent.store.store import SqliteStore
 from vmagent.sweeping import Sweeper
@@ -85,17 +87,20 @@ class Site:
                              self.consequences, h)
         self.sweeper = Sweeper(self.world, h, h.firewall, h.shaper, h)
         self.watchman = Watchman(self.world, h.firewall, h)
+        self.revoker = Revoker(self.world, self.consequences, self.reconciler.mark, h, self.reactor, self.run)
         self.recovery = Recovery(self.world, self.store, self.observer, self.reconciler, self.consequences, h)
         self.announcer = Announcer(
             self.world, self.store, h, self.consequences, h, "signed", "0", dict,
             lambda: limitviews.capabilities(h.info(), h.firewall.info(), h.shaper.info(), 2,
                                             self.consequences.policy.snapshots))
         self.intake = Intake(self.world, self.store, Trusting(), self._room, self.consequences, Limits(262144, True), h,
-                             self.reconciler.mark, self.announcer.snapshot_changes, self.announcer.changed)
+                             self.reconciler.mark, self.announcer.snapshot_changes, self.announcer.changed,
+                             ImageCommands(self.world, self.consequences, self.revoker))
         self.stored = self.wait(self.store.open(h.now()))
         self.world.load(self.stored)
         self.run(self.recovery.restored())
         self.run(self.recovery.recall())
+        self.run(self.revoker.look())
         self.run(self.recovery.resync())
 
     def _room(self) -> Deferred[HostRoom]:
@@ -127,6 +132,7 @@ class Site:
     def stop(self) -> None:
         self.reconciler.stop()
         self.snapshotting.stop()
+        self.revoker.stop()
         self.wait(self.store.close())
         self.lane.stop()
 

@@ -19,7 +19,7 @@ LAYER0 = {"core", "errors"}
 LAYER1 = {"ports", "config", "configfile", "log", "lanes", "children", "crashpoint", "givenfiles"}
 LAYER2 = {"hypervisor", "host", "images", "broker", "local", "store", "render", "export"}
 LAYER3 = {"reconciler", "world", "consequences", "observer", "intake", "announcer", "adoption", "recovery",
-          "chronicle", "holding", "sweeping", "counting", "snapshotting"}
+          "chronicle", "holding", "sweeping", "counting", "snapshotting", "revoking", "imagecommands"}
 TOP = {"__main__", "daemon", "parts", "channel", "queries"}  # the last three: the daemon's wiring, cut for length
 
 MAY: Dict[str, Set[str]] = dict.fromkeys(LAYER0, LAYER0)

@@ -22,6 +22,7 @@ FQAN = "/vo.example/prod/Role=pilot"
 MORE: Dict[str, Dict[str, Any]] = {
     "vm.extend": {"lifetime_s": 1}, "vm.limits": {"cpu_weight": 50}, "vm.snapshot": {"name": "s"},
     "vm.snapshot.delete": {"name": "s"}, "vm.snapshot.cancel": {"name": "s"},
+    "image.revoke": {"id": "tiny"},
 }  # fmt: skip
 """What a verb needs beside a selector."""
 
@@ -103,11 +104,18 @@ def test_a_broker_login_is_named_in_full() -> None:
 
 def test_no_rows_no_rights() -> None:
     for verb in VERBS:
-        args: Dict[str, Any] = {"all": True, **MORE.get(verb, {})} if VERBS[verb].selects else {}
+        args: Dict[str, Any] = {**({"all": True} if VERBS[verb].selects else {}), **MORE.get(verb, {})}
         assert why(command(verb, **args), []) == [None]
         assert why(command(verb, **args), [row(OTHER)]) == [None]
         assert why(command(verb, **args), [row(verbs=())]) == ["schema"]
-        assert why(command(verb, **args), [row()]) == []
+        assert why(command(verb, **args), [row(scope="all")]) == []
+
+
+@pytest.mark.parametrize("scope", ["own", "vo"])
+def test_what_concerns_everybody_needs_the_scope_all(scope: str) -> None:
+    assert why(command("image.revoke", id="tiny"), [row(scope=scope)]) == [None]
+    assert why(command("image.revoke", id="tiny"), [row(scope=scope), row(scope="all")]) == []
+    assert why(command("image.list"), [row(scope=scope)]) == []
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def names(cls: Any, *without: str) -> List[str]:
         ("limits", policy.Maxima, (), ()),
         ("firewall", policy.SiteFirewall, ("rules",), ("inbound", "outbound")),
         ("firewall.inbound.*", model.Rule, (), ()),
-        ("images", config.ImageSettings, (), ("catalogue",)),
+        ("images", config.ImageSettings, (), ("catalogue", "on_revoked")),
         ("images.catalogue.*", policy.CatalogueImage, ("id",), ()),
         ("socket", config.SocketSettings, (), ()),
         ("intervals", config.Intervals, (), ()),

@@ -297,6 +297,9 @@ def test_wrong_arguments_are_usage(argv: List[str], capsys: pytest.CaptureFixtur
         (["kill", "--all", "--yes"], "vm.kill/1", {"all": True}),
         (["drain"], "host.drain/1", {}),
         (["undrain"], "host.undrain/1", {}),
+        (["revoke", "tiny"], "image.revoke/1", {"id": "tiny", "action": "forbid"}),
+        (["revoke", "ab" * 64, "--action", "stop", "--yes", "--revocation", "7"], "image.revoke/1",
+         {"sha512": "ab" * 64, "action": "stop", "version": 7}),
     ],
 )
 def test_verbs(argv: List[str], schema: str, args: Dict[str, Any]) -> None:
@@ -309,7 +312,7 @@ def test_verbs(argv: List[str], schema: str, args: Dict[str, Any]) -> None:
 
 
 def test_several_at_once_need_a_yes() -> None:
-    for argv in (["kill", "--all"], ["limits", "--all", "--cpu-cap", "50"]):
+    for argv in (["revoke", "tiny", "--action", "pause"], ["kill", "--all"], ["limits", "--all", "--cpu-cap", "50"]):
         agent = FakeAgent()
         with pytest.raises(Problem) as caught:
             run(agent, *argv)

@@ -80,7 +80,7 @@ def test_requests_on_the_local_socket_are_read_and_every_look_is_named() -> None
     asked = [protocol.request(line.encode()) for line in lines]
     assert [one.changes for one in asked] == [False, False, False, False, True]
     nobody: Any = None
-    looks = set(Queries(*[nobody] * 9).table()) | {protocol.EVENTS}
+    looks = set(Queries(*[nobody] * 10).table()) | {protocol.EVENTS}
     part = PROTOCOL.split("The other verbs only look: ", 1)[1].split(". ", 1)[0]
     assert set(words(part)) == looks
 
@@ -222,7 +222,7 @@ def paragraphs(text: str) -> Set[str]:
 
 
 def test_every_check_and_alarm_has_its_paragraph() -> None:
-    assert paragraphs(TROUBLE) == {check.id for check in CHECKS} | set(ALARMS) | set(events.HELD)
+    assert paragraphs(TROUBLE) == {check.id for check in CHECKS} | {*ALARMS, *events.HELD, *events.OF_IMAGES}
 
 
 def test_every_broker_profile_is_explained() -> None:

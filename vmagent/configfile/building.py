@@ -148,5 +148,6 @@ def _policy(values: Values) -> Policy:
         clock_skew_s=security["clock_skew_s"],
         firewall=_firewall(values["firewall"]),
         snapshots=SnapshotRules(**values["snapshots"]),
+        on_revoked=values["images"]["on_revoked"],
         **values["capacity"],
     )

@@ -52,6 +52,8 @@ def authorise(command: Command, policy: Policy, members: Sequence[VmRecord], spe
     if not named:
         verbs = sorted({verb for verb in VERBS for row in rows if _any(verb, row.verbs)})
         raise _denied(command, [("schema", f"this signer may use {', '.join(verbs) or 'no verb'}")])
+    if VERBS[command.verb].everybody:
+        _one_row_grants(command, named, [_everybody_s(row) for row in named])
     if starts:
         _one_row_grants(command, named, [_start_reasons(row, command, policy, specs) for row in named])
     elif VERBS[command.verb].selects:
@@ -141,6 +143,10 @@ def _of_spec(what: Asked, spec: VmSpec) -> Asked:
         what, cores=spec.cores, memory_mib=spec.memory_mib, disk_gib=spec.disk_gib,
         limits=spec.limits, keep_s=spec.keep_s,
     )  # fmt: skip
+
+
+def _everybody_s(row: Authority) -> List[_Why]:
+    return [] if row.scope == "all" else [("", f"it concerns everybody's VMs, and this signer's scope is {row.scope}")]
 
 
 # ---- verbs on VMs ----

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Mapping, Optional, Tuple, Union
 
 from vmagent.core.context import Context
+from vmagent.core.imagemodel import Revocation
 from vmagent.core.model import VmRecord
 
 
@@ -90,7 +91,14 @@ class PutSetting:
     value: Optional[Any]  # None deletes; else JSON
 
 
-Change = Union[PutVm, PutCommand, PutContext, Publish, SendReply, PutAudit, PutSetting]
+@dataclass(frozen=True)
+class PutRevocation:
+    """Kept for ever; one per key, the newest version."""
+
+    revocation: Revocation
+
+
+Change = Union[PutVm, PutCommand, PutContext, Publish, SendReply, PutAudit, PutSetting, PutRevocation]
 
 
 @dataclass(frozen=True)
@@ -132,3 +140,4 @@ class Stored:
     records: Tuple[VmRecord, ...]  # not closed
     pending: Tuple[CommandRow, ...]  # status "accepted": a final reply is still owed
     settings: Mapping[str, Any]
+    revocations: Tuple[Revocation, ...] = ()

@@ -55,6 +55,8 @@ class Verb:
     selects: bool = False  # takes a selector of VMs
     changes: bool = True  # False: only looks
     topic: bool = False  # also accepted from the topic to every host
+    anew: bool = False  # begins a fresh life from the golden image, which must be trusted then
+    everybody: bool = False  # it concerns everybody's VMs: only a row whose scope is `all` grants it
 
 
 VERBS: Mapping[str, Verb] = {
@@ -64,8 +66,8 @@ VERBS: Mapping[str, Verb] = {
         Verb("vm.stop", "end VMs: ACPI, repeated, then destroy after the grace time", selects=True),
         Verb("vm.kill", "end VMs at once", selects=True),
         Verb("vm.reboot", "ask VMs to reboot", selects=True),
-        Verb("vm.restart", "make VMs anew from their golden images, within their leases", selects=True),
-        Verb("vm.revert", "throw away what VMs wrote: back to their golden images", selects=True),
+        Verb("vm.restart", "make VMs anew from their golden images, within their leases", selects=True, anew=True),
+        Verb("vm.revert", "throw away what VMs wrote: back to their golden images", selects=True, anew=True),
         Verb("vm.pause", "stop the vCPUs of VMs; the lease goes on", selects=True),
         Verb("vm.resume", "let paused VMs run again", selects=True),
         Verb("vm.extend", "change the agreed run time of VMs", selects=True),
@@ -75,6 +77,8 @@ VERBS: Mapping[str, Verb] = {
         Verb("vm.snapshot.delete", "delete a snapshot of VMs: its layer goes into the one below", selects=True),
         Verb("vm.snapshot.cancel", "stop taking a snapshot of VMs, and undo it", selects=True),
         Verb("vm.query", "who runs what", selects=True, changes=False),
+        Verb("image.list", "the images that this host knows, and whether they are trusted", changes=False),
+        Verb("image.revoke", "say that an image is not to be trusted any more", topic=True, everybody=True),
         Verb("host.report", "publish the whole truth again", changes=False, topic=True),
         Verb("host.drain", "refuse new VMs"),
         Verb("host.undrain", "accept new VMs again"),

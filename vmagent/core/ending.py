@@ -3,7 +3,7 @@
 Our own cause goes before libvirt's reason: a guest destroyed at the end of its lease reads "destroyed" there.
 
     end_cause   "lease" ran out · "command" of a controller · "rollback" of an atomic start · "start" did not come about
-                · "crash" seen before we destroyed the rest · "reboot" of the host
+                · "crash" seen before we destroyed the rest · "reboot" of the host · "image" not trusted any more
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ CAUSES: Mapping[str, Tuple[Outcome, str]] = {
     "start": (Outcome.FAILED, "it was not started"),
     "crash": (Outcome.CRASHED, "crashed"),
     "reboot": (Outcome.LOST, "host reboot"),
+    "image": (Outcome.KILLED, "its image is not trusted any more"),
 }
 HYPERVISOR_REASONS: Mapping[str, Tuple[Outcome, str, str]] = {
     "shutdown": (Outcome.FINISHED, "guest", "it powered itself off"),

@@ -58,6 +58,11 @@ HELD: Mapping[str, str] = {
 }
 """Kinds of security.alert about the network limits of running VMs, and what they mean in words."""
 
+OF_IMAGES: Mapping[str, str] = {
+    "image-distrusted": "guests run on an image that is not trusted any more",
+}
+"""Kinds of security.alert about images."""
+
 ROOT_DISKS = frozenset(profile.disk_names[0] for profile in PROFILES.values())
 
 

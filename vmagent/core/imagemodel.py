@@ -63,3 +63,21 @@ class Download:
     total: int  # bytes; 0 = not known
     since: float  # boot time
     step: str = "fetching"  # fetching | verifying | inspecting | converting
+
+
+@dataclass(frozen=True)
+class Revocation:
+    """What the site said against an image: by `id`, whatever its bytes, or by `sha512`, whatever its name."""
+
+    id: str  # "" when it is about the bytes
+    sha512: str  # "" when it is about the name
+    version: int  # the site's count of revocations; from 1
+    action: str  # report | forbid | pause | stop | kill: see revocation.py
+    by: str  # who signed it; "local:<user>"
+    why: str
+    wall: str
+
+    @property
+    def key(self) -> str:
+        """What it is about; the newest version about it counts."""
+        return f"sha512:{self.sha512}" if self.sha512 else f"id:{self.id}"

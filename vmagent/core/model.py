@@ -197,7 +197,7 @@ class Journal:
     shutdowns: int = 0  # ACPI requests committed on this ladder; the next is due at stop_at + 10 s x this
     ended_at: Optional[float] = None  # proven end
     ended_boot: str = ""  # boot id of `ended_at`
-    end_cause: str = ""  # "lease" | "command" | "rollback" | "start" | "crash" | "reboot": see ending.py
+    end_cause: str = ""  # "lease" | "command" | "rollback" | "start" | "crash" | "reboot" | "image": see ending.py
     ready_at: Optional[float] = None
     reboot_wanted: int = 0  # generation of the last reboot command
     reboot_done: int = 0  # committed before the reboot call: at most once
@@ -214,6 +214,9 @@ class Journal:
     renewed_at: Optional[float] = None  # when it was made; None: the first, which counts from its acceptance
     renewed_boot: str = ""
     short_runs: int = 0  # runs in a row that ended by themselves soon
+    # Its image is not trusted any more: why, and the strictest of what was done for it (revocation.py).
+    image_cause: str = ""
+    image_action: str = ""
 
 
 @dataclass(frozen=True)

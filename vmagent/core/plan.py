@@ -26,6 +26,7 @@ from vmagent.core.events import is_ready
 from vmagent.core.model import Desired, Now, Observed, Seen, Tag, VmRecord
 from vmagent.core.policy import Policy
 from vmagent.core.quota import cpu_limit
+from vmagent.core.revocation import Distrust
 from vmagent.core.transitions import Facts, Step, step
 
 __all__ = ["Note", "Plan", "gave_up", "plan", "rolled_back", "tag_of"]
@@ -79,17 +80,23 @@ def tag_of(record: VmRecord, instance: str) -> Tag:
     )  # fmt: skip
 
 
-def plan(record: VmRecord, observed: Observed, now: Now, policy: Policy) -> Plan:
-    """The next step of one VM.  Pure and total."""
+def plan(
+    record: VmRecord, observed: Observed, now: Now, policy: Policy, distrust: Optional[Distrust] = None
+) -> Plan:
+    """The next step of one VM.  Pure and total.  distrust: why its image must not be started now."""
     if record.closed:
         return Plan(record)
     before = record
+    record = _refused(record, distrust, now)
     record, warnings = _time_passed(record, observed, now, policy)
     record = _seen(record, observed, now)
     facts = _facts(record, observed, now)
     following = step(record.desired, observed.domain.seen, facts)
+    if following is Step.RENEW and distrust is not None:
+        record, following = begin_stop(record, "image", 0, now, _not_trusted(distrust)), Step.END
     if following is Step.END:
-        record = renewal.again(record, observed, now) or _keep(ended(record, observed, now), now)
+        again = None if distrust else renewal.again(record, observed, now)
+        record = again or _keep(ended(record, observed, now), now)
         facts = _facts(record, observed, now)
         following = step(record.desired, observed.domain.seen, facts)
     if following is Step.RENEW:
@@ -118,6 +125,18 @@ def _sooner(one: Optional[float], other: Optional[float]) -> Optional[float]:
 
 
 # -- what changes in the wish before any step is chosen
+
+
+def _refused(record: VmRecord, distrust: Optional[Distrust], now: Now) -> VmRecord:
+    """Nothing begins to run from an image that is not trusted; what ran already is revoking.py's."""
+    wanted = record.desired in (Desired.RUN, Desired.PAUSED)
+    if distrust is None or record.outcome is not None or record.journal.may_have_run or not wanted:
+        return record
+    return begin_stop(record, "start", 0, now, _not_trusted(distrust))
+
+
+def _not_trusted(distrust: Distrust) -> str:
+    return f"its image is not trusted: {distrust.problem.detail}"
 
 
 def _time_passed(record: VmRecord, observed: Observed, now: Now, policy: Policy) -> Tuple[VmRecord, Tuple[int, ...]]:

@@ -222,3 +222,4 @@ class Policy:
     memory_overhead_mib: int = 64  # that QEMU takes beside the guest's own, at least
     trust: TrustPolicy = TrustPolicy()
     snapshots: SnapshotRules = SnapshotRules()
+    on_revoked: str = "report"  # report | pause | stop | kill: what becomes of guests whose image is distrusted

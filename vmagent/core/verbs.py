@@ -82,8 +82,8 @@ def apply(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmRec
     """The wish after this command; VERBS says which verbs change one.
 
     Problems: `ended`, `stopping`, `generation` (with `current`), `superseded`, `lifetime` (with `used_s`),
-    `over-limit`, `under-limit`, `rule`, `unknown-network`, `not-found` and `snapshot-state` (of a snapshot); each names
-    its `vm`.
+    `image-revoked`, `over-limit`, `under-limit`, `rule`, `unknown-network`, `not-found` and `snapshot-state` (of a
+    snapshot); each names its `vm`.
     """
     _in_order(command, record)
     record = dataclasses.replace(record, generation=record.generation + 1)
@@ -148,6 +148,9 @@ def _pause(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmRe
 
 def _resume(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmRecord:
     _alive(record)
+    if record.journal.image_action == "pause":
+        detail = "it was paused because its image is not trusted any more; it may go on when that is mended"
+        raise _refused(record, "image-revoked", detail, cause=record.journal.image_cause)
     return dataclasses.replace(record, desired=Desired.RUN)
 
 

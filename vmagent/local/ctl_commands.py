@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, Mapping, TextIO, Tuple
 from vmagent import givenfiles
 from vmagent.core import asking
 from vmagent.errors import Problem
-from vmagent.local import handles, limittables, protocol, tables
+from vmagent.local import handles, imagetables, limittables, protocol, tables
 from vmagent.local.ctl_client import Client
 
 
@@ -82,6 +82,11 @@ def events(session: Session) -> int:
 def audit(session: Session) -> int:
     args = {"limit": session.said.limit, "subject": session.said.subject}
     session.show(session.client.ask("audit", args), tables.audit)
+    return Code.OK
+
+
+def images(session: Session) -> int:
+    session.show(session.client.ask("images"), imagetables.running if session.said.running else imagetables.images)
     return Code.OK
 
 
@@ -151,6 +156,14 @@ def _ids(session: Session) -> Tuple[str, ...]:
     return tuple(handles.pick(text, known) for text in session.said.vms)
 
 
+def revoke(session: Session) -> int:
+    said = session.said
+    strict = said.action in ("pause", "stop", "kill")
+    if strict and not said.yes and not session.ask(f"{said.action} every VM that runs on {said.image}?"):
+        raise Problem("usage", "not done: it may concern several VMs, and nobody said yes (use --yes)")
+    return _command(session, "image.revoke", asking.revocation_args(vars(said)))
+
+
 def drain(session: Session) -> int:
     if session.said.check is None:
         return _command(session, "host.drain", {})
@@ -171,6 +184,8 @@ COMMANDS: Mapping[str, Callable[[Session], int]] = {
     "capacity": _looker("capacity", tables.capacity),
     "events": events,
     "audit": audit,
+    "images": images,
+    "revoke": revoke,
     "over": over,
     "start": start,
     "stop": on_vms,

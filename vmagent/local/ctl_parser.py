@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     subs = top.add_subparsers(dest="verb", metavar="COMMAND", required=True)
     _looking(subs)
     _acting(subs)
+    _revoking(subs)
     _host(subs)
     return top
 
@@ -73,6 +74,9 @@ def _looking(subs: Any) -> None:
                  "vmagentctl audit\n  vmagentctl audit --subject 3fa1c0de-... -n 500")
     audit.add_argument("-n", "--limit", type=_count, default=50, metavar="N", help="entries, newest first (default 50)")
     audit.add_argument("--subject", default="", metavar="ID", help="only those about this VM id")
+    images = _add(subs, "images", "the images that this host knows, and whether they are trusted",
+                  "vmagentctl images\n  vmagentctl images --running --json")
+    images.add_argument("--running", action="store_true", help="VM by VM: who runs on which image")
     over = _add(subs, "over", "the proof that whatever was started under a handle is over",
                 "vmagentctl over 3fa1c0de-...      # a VM id\n  vmagentctl over batch-4711         # a tag\n"
                 "  vmagentctl over 6f1c2f9e-... && echo gone   # the id of the start command")
@@ -99,6 +103,16 @@ def _acting(subs: Any) -> None:
                      "  vmagentctl limits worker-7 --cpu-cap 50 --bandwidth-in 10mbit\n"
                      "  vmagentctl limits --tagged batch-4711 --yes --bandwidth-out 1gbit")
     asking.add_options(limits, asking.LIMITS)
+
+
+def _revoking(subs: Any) -> None:
+    revoke = _add(subs, "revoke", "say that an image is not to be trusted any more",
+                  "vmagentctl revoke el9-worker --reason 'CVE-2026-0001'\n"
+                  "  vmagentctl revoke el9-worker --action stop --yes\n"
+                  "  vmagentctl revoke el9-worker --action report    # takes it back")
+    asking.add_revocation(revoke)
+    revoke.add_argument("--yes", action="store_true", help="do not ask, although it may concern several VMs")
+    _reason(revoke)
 
 
 def _on_vms(subs: Any, name: str, about: str, examples: str) -> argparse.ArgumentParser:

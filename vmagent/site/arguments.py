@@ -51,6 +51,12 @@ def parser() -> argparse.ArgumentParser:
         sub = _add(subs, name, about, f"vmagent-site {name} wn1.example.org --reason 'new kernel'")
         _host(sub)
         _asked(sub)
+    sub = _add(subs, "revoke", "say on a host, or on all, that an image is not to be trusted any more",
+               "vmagent-site revoke wn1.example.org el9-worker --reason 'CVE-2026-0001' --revocation 7\n"
+               "  vmagent-site revoke '*' el9-worker --action stop --reason 'CVE-2026-0001' --revocation 7")
+    sub.add_argument("host", metavar="HOST", help="the host's name; * = every host")
+    asking.add_revocation(sub)
+    _asked(sub)
     _pki(subs)
     return top
 

@@ -112,6 +112,16 @@ async def on_host(run: Run) -> int:
     return _result(run, handle, await _answered(run, handle))
 
 
+async def revoke(run: Run) -> int:
+    """On one host, or on all: then the first answer will do, for each host keeps the command until it reads it."""
+    said = run.said
+    handle = await run.controller.revoke(said.host, reason=said.reason, **asking.revocation_args(vars(said)))
+    code = _result(run, handle, await _answered(run, handle))
+    if said.host == EVERY_HOST:
+        run.tell("this is what the first host answered; each one's images say its revocation_version (host.state)")
+    return code
+
+
 async def _answered(run: Run, handle: Handle) -> Reply:
     """The first reply, or with --wait the last one.  A failure with members is an answer too."""
     wait = getattr(run.said, "wait", False)
@@ -230,6 +240,7 @@ COMMANDS: Mapping[str, Callable[[Run], Awaitable[int]]] = {
     "limits": limits,
     "drain": on_host,
     "undrain": on_host,
+    "revoke": revoke,
     "list": listing,
     "report": report,
     "watch": watch,

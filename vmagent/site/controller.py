@@ -213,6 +213,15 @@ class Controller:
         """Accept new VMs again."""
         return self.command(host, "host.undrain", {}, reason=reason)
 
+    async def images(self, host: str) -> Mapping[str, Any]:
+        """What a host knows of images, asked now: `images`, `revocations`, `revocation_version`."""
+        reply = await self.command(host, "image.list", {}).done
+        return dict(reply["result"])
+
+    async def revoke(self, host: str = EVERY_HOST, *, reason: str = "", **args: Any) -> Handle:
+        """Say that an image is not to be trusted any more.  args: `id` or `sha512`, `action`, `version`."""
+        return self.command(host, "image.revoke", args, reason=reason)
+
     def command(
         self,
         host: str,

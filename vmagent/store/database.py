@@ -29,6 +29,7 @@ from vmagent.core.changes import (
     PutAudit,
     PutCommand,
     PutContext,
+    PutRevocation,
     PutSetting,
     PutVm,
     SendReply,
@@ -106,7 +107,8 @@ class Database:
         self._wishes, self._audit = Wishes(connection), AuditTrail(connection)
         self._spool = Spool(connection, *self._bounds)
         nobody = Epoch("", 0, "", "")
-        return Stored(nobody, self._wishes.open_records(), self._wishes.pending(), self._wishes.settings())
+        wishes = self._wishes
+        return Stored(nobody, wishes.open_records(), wishes.pending(), wishes.settings(), wishes.revocations())
 
     def _settle_epoch(self, now: Now, aside: str) -> Epoch:
         mark: Optional[Mark] = None
@@ -224,6 +226,7 @@ class Database:
             PutCommand: self._wishes.put_command,
             PutContext: self._wishes.put_context,
             PutSetting: self._wishes.put_setting,
+            PutRevocation: self._wishes.put_revocation,
             PutAudit: self._audit.append,
             Publish: lambda change: self._spool.publish(epoch, change),
             SendReply: lambda change: self._spool.reply(epoch, change),

@@ -63,6 +63,10 @@ STEPS: Steps = (
         # Users' secrets: gone with the last open VM of the command.  Never in any other table.
         "CREATE TABLE contexts (command TEXT PRIMARY KEY, context TEXT NOT NULL)",
     ),
+    (
+        # What the site revoked; and two members of the journal (image_cause, image_action) that come with it.
+        "CREATE TABLE revocations (key TEXT PRIMARY KEY, revocation TEXT NOT NULL) WITHOUT ROWID",
+    ),
 )
 
 

@@ -9,9 +9,10 @@ import json
 import sqlite3
 from typing import Any, Callable, Dict, Optional, Tuple, TypeVar
 
-from vmagent.core.changes import CommandRow, PutCommand, PutContext, PutSetting, PutVm
+from vmagent.core.changes import CommandRow, PutCommand, PutContext, PutRevocation, PutSetting, PutVm
 from vmagent.core.codec import canonical, record_from_json
 from vmagent.core.context import Context, from_json
+from vmagent.core.imagemodel import Revocation
 from vmagent.core.model import VmRecord
 
 V = TypeVar("V")
@@ -33,7 +34,7 @@ def _command(raw: Any) -> CommandRow:
 
 
 class Wishes:
-    """The tables vms, vm_tags, commands, contexts, settings; inside the caller's transaction, in the store's thread."""
+    """The tables vms, vm_tags, commands, contexts, settings, revocations; in the caller's transaction."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -88,6 +89,16 @@ class Wishes:
             "INSERT INTO settings VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
             (change.name, canonical(change.value)),
         )
+
+    def put_revocation(self, change: PutRevocation) -> None:
+        self._connection.execute(
+            "INSERT INTO revocations VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET revocation = excluded.revocation",
+            (change.revocation.key, canonical(change.revocation)),
+        )
+
+    def revocations(self) -> Tuple[Revocation, ...]:
+        found = self._connection.execute("SELECT key, revocation FROM revocations ORDER BY key")
+        return tuple(_read(text, lambda raw: Revocation(**raw), f"revocation of {key}") for key, text in found)
 
     def command(self, id: str) -> Optional[CommandRow]:
         found = self._commands("id = ?", id)
