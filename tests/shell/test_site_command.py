@@ -15,6 +15,7 @@ from tests.support.controlled import HOST, STATE, World, fired, host_state, site
 from vmagent.core.identity import vm_id
 from vmagent.errors import Problem
 from vmagent.site import __main__ as command
+from vmagent.site import appliance
 from vmagent.site.arguments import parser
 from vmagent.site.commands import COMMANDS, Run
 from vmagent.site.progress import Shown
@@ -30,6 +31,8 @@ class Ran:
         self.world = world
         self.out, self.err = io.StringIO(), io.StringIO()
         said = parser().parse_args(argv)
+        if said.verb == "start":
+            said.args = appliance.start_args(said, self.err.write)
         run = Run(said, world.controller, world.clock, world.site.hosts, self.out, self.err)
         self._got: List[Any] = []
         ensureDeferred(COMMANDS[said.verb](run)).addBoth(self._got.append)  # type: ignore[arg-type]

@@ -278,26 +278,26 @@ def add_options(
         if option.read is None:
             parser.add_argument(option.flag, action="store_true", help=option.help)
         else:
-            parser.add_argument(option.flag, dest=option.name, type=_reader(option.read), metavar=option.shows,
+            parser.add_argument(option.flag, dest=option.name, type=checked(option.read), metavar=option.shows,
                                 action="append" if option.many else "store", required=option.name in required,
                                 help=option.help)
 
 
-def _reader(read: Callable[[str], Any]) -> Callable[[str], Any]:
+def checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
     """`read` for argparse: what it says about a wrong value reaches the person."""
 
-    def checked(text: str) -> Any:
+    def convert(text: str) -> Any:
         try:
             return read(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
-    return checked
+    return convert
 
 
 def span(text: str) -> int:
     """A span in seconds, as an argparse type."""
-    seconds: int = _reader(duration.seconds)(text)
+    seconds: int = checked(duration.seconds)(text)
     return seconds
 
 

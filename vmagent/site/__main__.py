@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, TimeoutError, ensureDeferred
 from twisted.python.failure import Failure
 
 from vmagent.errors import Fault, Problem
-from vmagent.site import output, pki
+from vmagent.site import appliance, output, pki
 from vmagent.site.arguments import parser
 from vmagent.site.commands import COMMANDS, Code, Run
 from vmagent.site.controller import Controller
@@ -32,7 +32,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         if said.verb == "pki":
             return _pki(said)
-        return _with_reactor(said, load(said.config))
+        site = load(said.config)
+        if said.verb == "start":
+            said.args = appliance.start_args(said, lambda text: print(f"vmagent-site: {text}", file=sys.stderr))
+        return _with_reactor(said, site)
     except Problem as problem:
         return _refused(problem)
 

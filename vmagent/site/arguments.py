@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Tuple
 
 from vmagent.core import asking
+from vmagent.site import appliance
 from vmagent.site.settings import DEFAULT_PATH
 
 CODES = """exit codes:
@@ -90,9 +91,17 @@ def _start(subs: Any) -> None:
     sub = _add(subs, "start", "start one VM, or several alike",
                "vmagent-site start wn1.example.org --image tiny --flavour small --lifetime 2h --network public --wait\n"
                "  vmagent-site start wn1.example.org --image tiny --cores 2 --memory-mib 2048 --disk-gib 10 \\\n"
-               "      --lifetime 1d --count 20 --atomic --tag batch-4711 --wait")
+               "      --lifetime 1d --count 20 --atomic --tag batch-4711 --wait\n"
+               "  vmagent-site start wn1.example.org --ovf worker.ova --image worker-7 --lifetime 1d \\\n"
+               "      --map-network 'VM Network=public' --user-data worker.yaml --ssh-key ~/.ssh/id_ed25519.pub")
     _host(sub)
-    asking.add_options(sub, asking.START, asking.REQUIRED)
+    asking.add_options(sub, asking.START, ("lifetime",))
+    sub.add_argument("--ovf", metavar="FILE", help="take sizes, networks and disk from an .ovf or .ova")
+    sub.add_argument("--map-network", type=asking.checked(appliance.network_map), action="append",
+                     metavar="OVFNAME=TYPE[=ADDRESS,...]",
+                     help="which network type of the site the envelope's network is; with --ovf; may be repeated")
+    sub.add_argument("--image-url", metavar="URL",
+                     help="where the envelope's disk stands for the agents to fetch; with --ovf, instead of --image")
     sub.add_argument("--owner", metavar="SUBJECT", help="whose VM it is: a certificate subject")
     sub.add_argument("--fqan", default="", metavar="FQAN", help="for which VO; with --owner")
     sub.add_argument("--wait", action="store_true", help="wait until every VM is ready, and show the way there")

@@ -13,7 +13,6 @@ from typing import Any, Awaitable, Callable, Dict, List, Mapping, Sequence, Text
 
 from twisted.internet.defer import Deferred
 
-from vmagent import givenfiles
 from vmagent.core import asking
 from vmagent.core.model import Owner
 from vmagent.errors import Problem
@@ -63,10 +62,10 @@ class Run:
 
 
 async def start(run: Run) -> int:
+    """`said.args`: prepared before the reactor ran, for that may read large files."""
     said = run.said
     owner = Owner(said.owner, said.fqan) if said.owner else None
-    handle = await run.controller.start(said.host, owner=owner, reason=said.reason,
-                                        **asking.start_args(vars(said), givenfiles.content))
+    handle = await run.controller.start(said.host, owner=owner, reason=said.reason, **said.args)
     with Shown(handle.ids, run.err) as shown:
         forget = run.controller.watch(shown.event)
         try:

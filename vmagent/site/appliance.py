@@ -1,0 +1,111 @@
+"""`vmagent-site start --ovf`: an OVF package and what a person says beside it, as the args of `vm.start`.
+
+The agent never sees an envelope.  What is said on the command line goes before what the envelope says.  The content of
+the first disk is the VM's image: one that the site knows (`--image`), or the disk's own file, which the person has put
+where the agents can fetch it (`--image-url`): it is read here, compared with the manifest, looked at for other files it
+leans on, and asked for by its SHA-512.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Mapping, Tuple
+
+from vmagent import givenfiles
+from vmagent.core import asking, schemas
+from vmagent.core.places import quoted
+from vmagent.errors import Problem, Problems
+from vmagent.site import diskheads, ova, ovf
+
+SLACK_BYTES = 64 << 20  # that a disk's file may take beside its content, and a 32nd of it: tables, markers
+Tell = Callable[[str], None]
+
+
+def network_map(text: str) -> Tuple[str, Dict[str, Any]]:
+    """`OVFNAME=NETWORK`: NETWORK as `--network` takes it.  ValueError."""
+    name, equals, rest = text.partition("=")
+    if not name or not equals:
+        raise ValueError("a mapping is OVFNAME=TYPE[=ADDRESS,...]")
+    return name, asking.network(rest)
+
+
+def start_args(said: argparse.Namespace, tell: Tell) -> Dict[str, Any]:
+    """`args` of vm.start.  Reads files and takes its time.  Problems `usage`, `ovf`, `not-supported`."""
+    if said.ovf is None:
+        if said.map_network or said.image_url:
+            raise Problem("usage", "--map-network and --image-url are for --ovf")
+        if said.image is None:
+            raise Problem("usage", "say which golden image: --image ID")
+        return asking.start_args(vars(said), givenfiles.content)
+    if (said.image is None) == (said.image_url is None):
+        raise Problem("usage", "with --ovf give one of --image and --image-url")
+    package = ova.opened(Path(said.ovf))
+    if package.manifest is None:
+        tell(f"{package.name}: no manifest: nothing says whether its files are whole")
+    appliance = ovf.parse(package.envelope)
+    for note in appliance.notes:
+        tell(f"{package.name}: not taken over: {note}")
+    known = {**_sizes(said, appliance), "network": _networks(said, appliance), "name": said.name or appliance.name}
+    args = asking.start_args({**vars(said), **known, "name": known["name"] or None}, givenfiles.content)
+    if said.image_url is not None:
+        args["image"] = image(package, appliance, said.image_url)
+    return args
+
+
+def _sizes(said: argparse.Namespace, appliance: ovf.Appliance) -> Dict[str, Any]:
+    if len(appliance.disks) > 1:
+        others = ", ".join(quoted(disk.id) for disk in appliance.disks[1:])
+        raise Problem("not-supported", f"it has further disks ({others}); only the first one is taken")
+    if said.flavour is not None:
+        return {}
+    found = {"cores": appliance.cores, "memory_mib": appliance.memory_mib}
+    if appliance.disks:
+        found["disk_gib"] = appliance.disks[0].gib
+    elif said.disk_gib is None:
+        raise Problem("usage", "the envelope has no disk: say how large it shall be with --disk-gib")
+    return {name: value for name, value in found.items() if getattr(said, name) is None}
+
+
+def _networks(said: argparse.Namespace, appliance: ovf.Appliance) -> List[Dict[str, Any]]:
+    """One per interface of the envelope.  A MAC of the envelope is asked for."""
+    if said.network:
+        raise Problem("usage", "with --ovf, networks are the envelope's: map them with --map-network OVFNAME=TYPE")
+    mapped: Mapping[str, Dict[str, Any]] = dict(said.map_network or ())
+    names = list(dict.fromkeys(nic.network for nic in appliance.nics))
+    missing = [Problem("usage", f"map the envelope's network {quoted(name)}: --map-network '{name}=TYPE'")
+               for name in names if name not in mapped]  # fmt: skip
+    missing += [Problem("usage", f"the envelope has no network {quoted(name)}; it has {', '.join(names) or 'none'}")
+                for name in mapped if name not in names]  # fmt: skip
+    if missing:
+        raise Problems(missing)
+    return [{**({"mac": nic.mac} if nic.mac else {}), **mapped[nic.network]} for nic in appliance.nics]
+
+
+def image(package: ova.Package, appliance: ovf.Appliance, url: str) -> Dict[str, Any]:
+    """The first disk's file as an image that stands at `url`.  Problems `ovf`, `not-supported`."""
+    if not {"url", "sha512"} <= set(schemas.schema("vm.start")["properties"]["image"]["properties"]):
+        raise Problem("not-supported", "agents of this version take images of their catalogue only: give --image")
+    disk = appliance.disks[0] if appliance.disks else None
+    if disk is None or disk.file is None:
+        raise Problem("not-supported", "the envelope's first disk has no file: give --image")
+    if not disk.format:
+        raise Problem("not-supported", f"the format of disk {quoted(disk.id)} is not known")
+    return {"url": url, "sha512": read(package, disk), "format": disk.format}
+
+
+def read(package: ova.Package, disk: ovf.Disk) -> str:
+    """SHA-512 (hex) of a disk's file, decompressed; the whole of it is checked.  Problem `ovf`."""
+    assert disk.file is not None
+    digest, head, looked = hashlib.sha512(), b"", False
+    for chunk in ova.content(package, disk.file, disk.capacity + disk.capacity // 32 + SLACK_BYTES):
+        digest.update(chunk)
+        if not looked:
+            head += chunk
+            looked = len(head) >= diskheads.HEAD_BYTES
+            if looked:
+                diskheads.check(disk.file.href, disk.format, head)
+    if not looked:
+        diskheads.check(disk.file.href, disk.format, head)
+    return digest.hexdigest()
