@@ -192,7 +192,7 @@ class Observer:
             return (await self._images.leftovers()).get(vm, frozenset())
         except Fault as fault:
             log.warning("disks of %s: %s", vm, fault)
-            return (last.leftovers if last else frozenset()) & {"overlay", "layer", "seed"}
+            return (last.leftovers if last else frozenset()) & {"overlay", "scratch", "layer", "seed"}
 
     def _speaking(self, record: VmRecord) -> Tuple[str, ...]:
         return tuple(i.device for i in record.spec.interfaces if self._frames.get(i.device, 0) > 0)

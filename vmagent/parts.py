@@ -182,7 +182,7 @@ class Parts:
     def adopt_policy(self, policy: Policy) -> None:
         """SIGHUP: everything that reads the policy reads this one from now on."""
         self.consequences.policy = policy
-        self.images.adopt(policy.images)
+        self.images.adopt(policy.images, policy.volumes)
         self.kernel.firewall.adopt(policy.firewall)
         self.reconciler.mark_all()
         self._run(self.minute())
@@ -240,7 +240,7 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
     broker = config.broker
     store = SqliteStore(config.directories.state / "vmagent.db", lanes["store"], broker.spool_rows,
                         broker.spool_mib * 2**20)
-    images = LocalImages(config.images, policy.images, lanes["images"], store.context)
+    images = LocalImages(config.images, policy.images, lanes["images"], store.context, policy.volumes)
     interfaces.ours_alone(policy.instance)
     kernel = _kernel(policy, lanes["network"])
     hypervisor = Libvirt(config.hypervisor, policy.instance, _paths(images), reactor, kernel.processes.halted,
@@ -299,7 +299,7 @@ def _keepers(
 
 
 def _paths(images: LocalImages) -> Callable[[VmSpec], Paths]:
-    return lambda spec: Paths(*images.paths(spec.vm), str(images.golden(spec)))
+    return lambda spec: Paths(*images.paths(spec.vm), str(images.golden(spec)), images.sources(spec))
 
 
 def _capabilities(

@@ -18,8 +18,8 @@ from tests.support.golden import MIB, NEEDED, TOOLS, Shelf, spec_on
 from tests.support.lanes import HandTurned
 from vmagent.core.actions import Action, Do
 from vmagent.core.context import Context
-from vmagent.core.model import ImageRef, VmSpec
-from vmagent.core.policy import CatalogueImage
+from vmagent.core.model import Disk, ImageRef, VmSpec
+from vmagent.core.policy import CatalogueImage, Volume
 from vmagent.errors import Fault, FaultKind
 from vmagent.images.golden import GoldenImages, sha512_of
 
@@ -69,11 +69,11 @@ def patched(shelf: Shelf, image: ImageRef, at: int, content: bytes) -> ImageRef:
 def test_an_image_added_to_the_catalogue_later_is_found(shelf: Shelf) -> None:
     reactor = HandTurned()
     images = shelf.images(reactor)
-    images.adopt({})
+    images.adopt({}, {})
     of = spec_on(shelf.raw())
     with pytest.raises(Fault):
         images.golden(of)
-    images.adopt(dict(shelf.catalogue))
+    images.adopt(dict(shelf.catalogue), {})
     assert images.golden(of) == shelf.path(of.image)
 
 
@@ -386,3 +386,52 @@ def test_a_seed_without_its_context_is_refused(shelf: Shelf) -> None:
     with pytest.raises(Fault, match="lost with the store") as caught:
         perform(shelf, Do.MAKE_SEED, of)
     assert caught.value.kind is FaultKind.REFUSED
+
+
+# -- disks beside its own
+
+
+def test_scratch_disks_come_and_go_with_the_overlay_and_take_no_space(shelf: Shelf) -> None:
+    of = spec_on(shelf.raw(), disks=(Disk("scratch", 2, 3), Disk("volume", 3, volume="data")))
+    perform(shelf, Do.MAKE_OVERLAY, of)
+    scratch = shelf.settings.overlays / f"{of.vm}.scratch-c.raw"
+    assert (scratch.stat().st_size, scratch.stat().st_blocks) == (3 * 1024 * MIB, 0)
+    assert scratch.stat().st_mode & 0o777 == 0o600
+    scratch.write_bytes(b"left by an earlier life")
+    reactor = HandTurned()
+    images = shelf.images(reactor)
+    assert reactor.settle(images.leftovers()) == {of.vm: frozenset({"overlay", "scratch"})}
+    perform(shelf, Do.MAKE_OVERLAY, of)
+    assert scratch.stat().st_size == 3 * 1024 * MIB
+    with open(scratch, "rb") as made:
+        assert made.read(4096) == bytes(4096)
+    perform(shelf, Do.CLEAN_UP, of)
+    assert list(shelf.settings.overlays.iterdir()) == []
+
+
+def test_one_vm_s_clean_up_leaves_another_s_scratch_alone(shelf: Shelf) -> None:
+    image = shelf.raw()
+    mine, others = (spec_on(image, member=member, disks=(Disk("scratch", 2, 1),)) for member in (0, 1))
+    for of in (mine, others):
+        perform(shelf, Do.MAKE_OVERLAY, of)
+    perform(shelf, Do.CLEAN_UP, mine)
+    assert {path.name.split(".")[0] for path in shelf.settings.overlays.iterdir()} == {others.vm}
+
+
+def test_a_volume_is_what_the_site_says_now(shelf: Shelf, tmp_path: Path) -> None:
+    images = shelf.images(HandTurned())
+    file = tmp_path / "data.raw"
+    file.write_bytes(b"x")
+    of = spec_on(shelf.raw(), disks=(Disk("volume", 2, volume="data"),))
+    images.adopt({}, {"data": Volume("data", str(file), "raw", writable=True)})
+    assert [(one.path, one.format, one.block) for one in images.sources(of)] == [(str(file), "raw", False)]
+    for volumes, why in (
+        ({}, "no more"),
+        ({"data": Volume("data", str(file))}, "only be read"),
+        ({"data": Volume("data", str(tmp_path / "gone"), writable=True)}, "No such file"),
+        ({"data": Volume("data", str(tmp_path), writable=True)}, "neither a file"),
+    ):
+        images.adopt({}, volumes)
+        with pytest.raises(Fault, match=why) as caught:
+            images.sources(of)
+        assert caught.value.kind is FaultKind.REFUSED

@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from tests.support.fake_jobs import FakeJobs
 from vmagent.core import quota
 from vmagent.core.actions import Action, Do
+from vmagent.core.disks import letter
 from vmagent.core.identity import domain_name
 from vmagent.core.model import CpuLimit, DiskIo, DomainSeen, ForeignSeen, HostSeen, HypervisorInfo, Seen, Tag
 from vmagent.errors import Fault, FaultKind
@@ -35,6 +36,10 @@ class FakeDomain:
     devices: Tuple[str, ...] = ()
     fresh: bool = True
     boots: int = 0
+
+
+def _disks(tag: Optional[Tag]) -> Tuple[str, ...]:
+    return ("vda", "vdb", *(f"vd{letter(disk)}" for disk in (tag.spec.disks if tag else ())))
 
 
 class FakeHypervisor:
@@ -279,7 +284,7 @@ class FakeHypervisor:
 
     def _look(self, domain: FakeDomain) -> DomainSeen:
         at, tag = self._seconds(), domain.tag
-        seen = DomainSeen(domain.uuid, domain.seen, domain.reason, at, tag, domain.name, disks=("vda", "vdb"))
+        seen = DomainSeen(domain.uuid, domain.seen, domain.reason, at, tag, domain.name, disks=_disks(tag))
         if domain.seen not in LIVE:
             return seen
         return dataclasses.replace(

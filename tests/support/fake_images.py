@@ -7,7 +7,7 @@ from typing import Dict, FrozenSet, List, Mapping, Optional, Set, Tuple
 from twisted.internet.defer import Deferred, fail, succeed
 
 from vmagent.core.actions import Action, Do
-from vmagent.core.model import VmSpec
+from vmagent.core.model import SCRATCH, VmSpec
 from vmagent.errors import Fault, FaultKind
 
 GIB = 2**30
@@ -64,6 +64,8 @@ class FakeImages:
             kinds.clear()
         else:
             kinds.add("overlay" if action.do is Do.MAKE_OVERLAY else "seed")
+        if action.do is Do.MAKE_OVERLAY and any(disk.kind == SCRATCH for disk in action.spec.disks):
+            kinds.add("scratch")
         return succeed(None)
 
     def _refusal(self, action: Action) -> Optional[Fault]:

@@ -12,7 +12,9 @@ from typing import Callable, Dict, List, Optional, Set, Tuple
 from tests.support import building
 from vmagent.core import proof
 from vmagent.core.actions import Action, Do
+from vmagent.core.disks import letter
 from vmagent.core.model import (
+    SCRATCH,
     CgroupSeen,
     CpuLimit,
     DiskIo,
@@ -96,7 +98,8 @@ class World:
         live = self.seen in LIVE
         domain = DomainSeen(
             self.spec.vm, self.seen, self.reason, self.at, self.tag, "vma",
-            devices=tuple(i.device for i in self.spec.interfaces) if live else (), disks=("vda", "vdb"), cpu_by="quota",
+            devices=tuple(i.device for i in self.spec.interfaces) if live else (), cpu_by="quota",
+            disks=("vda", "vdb", *(f"vd{letter(disk)}" for disk in self.spec.disks)),
         )  # fmt: skip
         spoken = tuple(i.device for i in self.spec.interfaces) if self.spoken else ()
         observed = Observed(domain, self.missing_looks >= 2, frozenset(self.left), spoken)
@@ -209,6 +212,7 @@ class World:
     def _make(self, what: str) -> None:
         self.left.add(what)
         if what == "overlay":
+            self.left |= {"scratch"} if any(disk.kind == SCRATCH for disk in self.spec.disks) else set()
             if self.seen in LIVE:
                 self.broken.append("disk made anew under a live guest")
             self.disk_of = self.spec.incarnation
@@ -219,7 +223,7 @@ class World:
     def _clean_up(self, action: Action) -> None:
         if self.seen in LIVE:
             self.broken.append("disk taken away under a live guest")
-        self.left -= {"overlay", "seed"}
+        self.left -= {"overlay", "scratch", "seed"}
         self.disk_of = None
 
     def _remove_firewall(self, action: Action) -> None:

@@ -14,9 +14,10 @@ import pytest
 
 from tests.support import building
 from vmagent.core import quota
+from vmagent.core.diskxml import DiskSource
 from vmagent.core.domainxml import LONGEST_TAG, NAMESPACE, domain_xml, parts_of, read_tag, tag_xml
 from vmagent.core.drivers import PROFILES
-from vmagent.core.model import CpuLimit, DiskIo
+from vmagent.core.model import CpuLimit, Disk, DiskIo
 
 DATA = Path(__file__).parent.parent / "data" / "domains"
 OVERLAY, SEED, GOLDEN = "/var/lib/vmagent/overlays/a.qcow2", "/var/lib/vmagent/seeds/a.iso", "/srv/images/tiny.qcow2"
@@ -34,7 +35,13 @@ def xml_of(profile="kvm", spec=None, cpu=None, tag=None, overlay=OVERLAY, seed=S
     spec = spec or building.spec()
     tag = tag or building.tag(building.record(spec=spec))
     cpu = quota.cpu_limit(spec) if cpu is None else cpu
-    return domain_xml(spec, tag, PROFILES[profile], overlay, seed, golden, cpu, cgroup)
+    return domain_xml(spec, tag, PROFILES[profile], overlay, seed, golden, cpu, cgroup, SOURCES[: len(spec.disks)])
+
+
+DISKS = (Disk("scratch", 2, 10), Disk("volume", 3, volume="data"), Disk("volume", 4, volume="ref", read_only=True),
+         Disk("cdrom", 5, volume="tools", read_only=True))
+SOURCES = (DiskSource("/o/scratch.raw", "raw"), DiskSource("/dev/vg/data", "raw", True),
+           DiskSource("/srv/ref.qcow2", "qcow2"), DiskSource("/srv/tools.iso", "raw"))
 
 
 CASES = {
@@ -42,6 +49,8 @@ CASES = {
     "kvm-two-nics-no-cap": ("kvm", two_nics(cpu_cap_core_percent=None), None),
     "kvm-no-network": ("kvm", building.spec(interfaces=(), tags=()), None),
     "kvm-all-limits": ("kvm", building.spec(cpu_cap_core_percent=250, cpu_weight=300, disk_io=SLOW), None),
+    "kvm-disks": ("kvm", building.spec(disks=DISKS, disk_io=SLOW), None),
+    "xen-hvm-disks": ("xen-hvm", building.spec(disks=DISKS), None),
     "qemu-awkward-text": ("qemu", building.spec(name="<&>\"'\u00e9\u4e2d\n]]>", tags=("</vma:vm>",)), None),
 }
 
@@ -259,3 +268,16 @@ def odd_tags():
 def test_odd_tags_are_refused(name):
     with pytest.raises(ValueError):
         read_tag(odd_tags()[name])
+
+
+def test_only_what_is_ours_changes_its_owner_and_only_what_is_written_is_limited():
+    """FACTS F19: a volume's source carries relabel=no; a chain's end is written out, so nobody probes for one."""
+    root = ElementTree.fromstring(xml_of(spec=building.spec(disks=DISKS, disk_io=SLOW)))
+    rows = {disk.find("target").get("dev"): disk for disk in root.iterfind("devices/disk")}
+    assert list(rows) == ["vda", "vdb", "vdc", "vdd", "vde", "sdf"]
+    kept = {name for name, disk in rows.items() if disk.find("source/seclabel[@relabel='no']") is not None}
+    assert kept == {"vdd", "vde", "sdf"}
+    assert all(rows[name].find("backingStore") is not None for name in kept)
+    assert {name for name, disk in rows.items() if disk.find("iotune") is not None} == {"vda", "vdc", "vdd"}
+    assert {name for name, disk in rows.items() if disk.find("readonly") is not None} == {"vdb", "vde", "sdf"}
+    assert [disk.findtext("serial") for disk in rows.values()] == [None, None, "scratch-c", "data", "ref", "tools"]

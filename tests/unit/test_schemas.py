@@ -153,8 +153,12 @@ BAD_ARGS: Tuple[Tuple[str, Any, List[str]], ...] = (
      ["networks[0].addresses[0]", "networks[0].addresses[1]", "networks[0].addresses[2]"]),
     ("vm.start", start(networks=[{"type": "a"}] * 9), ["networks"]),
     # of later issues
-    ("vm.start", start(user_data=5, ssh_keys="x", meta_data={"pin": ["1234"]}, disks=[], hold="x"),
-     ["disks", "hold", "meta_data.pin", "ssh_keys", "user_data"]),
+    ("vm.start", start(user_data=5, ssh_keys="x", meta_data={"pin": ["1234"]}, hold="x"),
+     ["hold", "meta_data.pin", "ssh_keys", "user_data"]),
+    ("vm.start", start(disks=[{"scratch_gib": 1, "volume": "data"}]), ["disks[0]"]),
+    ("vm.start", start(disks=[{"volume": "../etc"}]), ["disks[0].volume"]),
+    ("vm.start", start(disks=[{"path": "/etc/shadow"}]), ["disks[0]", "disks[0].path"]),
+    ("vm.start", start(disks=[{"cdrom": "tools", "read_only": True}]), ["disks[0]"]),
     ("vm.start", start(**{"we ird\n": 1}), ['["we ird\\n"]']),
     ("vm.start", start(xml="<domain/>", path="/dev/sda", command="rm"), ["command", "path", "xml"]),
     # selectors

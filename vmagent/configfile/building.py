@@ -30,6 +30,7 @@ from vmagent.core.policy import (
     NetworkType,
     Policy,
     SiteFirewall,
+    Volume,
 )
 from vmagent.core.snapshotmodel import SnapshotRules
 
@@ -140,6 +141,7 @@ def _policy(values: Values) -> Policy:
         minima=Minima(**_bounds(limits, "minimum")),
         defaults=Defaults(**_bounds(limits, "default")),
         images={n: CatalogueImage(id=n, **s) for n, s in values["images"]["catalogue"].items()},
+        volumes={n: Volume(name=n, **_tuples(s)) for n, s in values["volumes"].items()},
         authority=tuple(_authority(row, _bounds(limits, "maximum")) for row in security["authority"]),
         reply_prefixes=tuple(named(prefix, values) for prefix in values["broker"]["reply_prefixes"]),
         default_reply=named(values["broker"]["default_reply"], values),

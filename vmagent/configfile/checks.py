@@ -6,8 +6,9 @@ takes the whole filled configuration and yields complaints, never raises.
 
 from __future__ import annotations
 
+import os
 from fnmatch import fnmatchcase
-from typing import Any, Callable, Iterator, List, Mapping, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Tuple
 
 from vmagent.configfile.bounds import authority_complaints, flavour_complaints, limit_complaints
 from vmagent.configfile.building import named
@@ -131,6 +132,16 @@ def networks(values: Values) -> Iterator[Complaint]:
     yield from network_complaints(values["networks"])
 
 
+def volumes(values: Values) -> Iterator[Complaint]:
+    """Who may write has a volume alone, so one file must not have two names."""
+    names: Dict[str, str] = {}
+    for name, settings in values["volumes"].items():
+        path = os.path.normpath(settings["path"])
+        other = names.setdefault(path, name)
+        if other != name:
+            yield Complaint(("volumes", name, "path"), f"{path} is volume {other} already", "one name for each file")
+
+
 CHECKS: Tuple[Tuple[Tuple[Tuple[str, ...], ...], Check], ...] = (
     ((("instance",), ("networks",)), instance),
     ((("broker",),), broker),
@@ -141,4 +152,5 @@ CHECKS: Tuple[Tuple[Tuple[Tuple[str, ...], ...], Check], ...] = (
     ((("security",), ("networks",), ("flavours",), ("limits",)), authority),
     ((("socket",), ("directories",)), socket),
     ((("networks",),), networks),
+    ((("volumes",),), volumes),
 )

@@ -17,7 +17,7 @@ from vmagent.core.snapshotmodel import Job
 class Do(str, Enum):
     """Every kind of effect there is."""
 
-    MAKE_OVERLAY = "make-overlay"  # verify the golden image, then create the overlay on it
+    MAKE_OVERLAY = "make-overlay"  # verify the golden image, make scratch disks and the overlay on it
     MAKE_SEED = "make-seed"
     APPLY_FIREWALL = "apply-firewall"  # chains and counters of every interface, before the device exists
     WATCH_NETWORK = "watch-network"  # count frames from assigned addresses anew, from zero
@@ -35,7 +35,7 @@ class Do(str, Enum):
     DISCARD_SAVED = "discard-saved"
     UNDEFINE = "undefine"
     WRITE_TAG = "write-tag"
-    CLEAN_UP = "clean-up"  # overlay and seed
+    CLEAN_UP = "clean-up"  # overlay, scratch disks and seed
     UNSHAPE = "unshape"  # what shaping leaves when the interface is gone
     REMOVE_FIREWALL = "remove-firewall"
     ISOLATE = "isolate"  # its interfaces down: nothing in, nothing out

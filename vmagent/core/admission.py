@@ -5,11 +5,10 @@ reasons are told together.  What runs out (capacity, addresses) concerns members
 otherwise as many as fit are admitted and the rest is refused, each with its reasons.
 
 Capacity counts wishes, not processes.  A wish that has not ended holds its cores, its memory and what QEMU takes beside
-it; a wish that is not closed holds its whole disk, kept disks included, and what
-its snapshots may grow to.  Cores may be promised `cpu_overcommit` times,
-memory and disk once.  Free on
-the disk is what is free now, minus the floor, minus *all* that the disks of open wishes may grow to: what they have
-written already is counted twice, unless the caller knows it (`disk_written_gib`), so that a promise is always kept.
+it; a wish that is not closed holds its whole disk, its scratch disks and what its snapshots may grow to, kept disks
+included.  Cores may be promised `cpu_overcommit` times, memory and disk once.  Free on the disk is what is free now,
+minus the floor, minus *all* that the disks of open wishes may grow to: what they have written already is counted twice,
+unless the caller knows it (`disk_written_gib`), so that a promise is always kept.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from vmagent.core import addresses, codec, context, identity, request, snapshots
+from vmagent.core import addresses, codec, context, disks, identity, request, snapshots
 from vmagent.core.asked import Asked, asked, outside
 from vmagent.core.commands import Command
 from vmagent.core.model import DiskIo, Owner, VmRecord, VmSpec
@@ -66,7 +65,7 @@ class _Room:
 
     def minus(self, what: Asked) -> _Room:
         memory_mib = self.memory_mib - what.memory_mib - self.overhead_mib
-        return _Room(self.cores - what.cores, memory_mib, self.disk_gib - what.disk_gib, self.overhead_mib)
+        return _Room(self.cores - what.cores, memory_mib, self.disk_gib - what.stored_gib, self.overhead_mib)
 
 
 def admit(
@@ -81,7 +80,8 @@ def admit(
     Problems when nothing (or, `atomic`, not all) can be taken, all at once: `drained`, `no-virtualisation`,
     `owner-needed`, `context`, `unknown-flavour`, `unknown-network`, `unknown-image`, `rule`, `over-limit`,
     `under-limit`, `disk-too-small`, `address`, `mac`, `address-in-use`, `id-in-use`, `no-capacity`,
-    `not-supported-here`, and those of an image that is not trusted (trust.py).
+    `not-supported-here`, `unknown-volume`, `volume-read-only`, `volume-in-use`, `not-authorised` (a volume of others),
+    and those of an image that is not trusted (trust.py).
     """
     problems = _host_problems(command, policy, room) + _name_problems(command, policy)
     what: Optional[Asked] = None
@@ -97,6 +97,8 @@ def admit(
         problems += _size_problems(policy, what, image) + _limit_problems(room, what)
         at_once = what.count if command.args.get("atomic") else 1
         problems += _lacking(what, at_once, left, room)
+        if owner is not None:
+            problems += disks.problems(what.disks, owner, policy, records, what.count, "args.disks[]")
     if problems or what is None or owner is None or image is None:
         raise _all(problems)
     return _members(command, policy, records, room, _Start(what, owner, left, image))
@@ -193,7 +195,8 @@ def _size_problems(policy: Policy, what: Asked, image: Optional[StartImage]) -> 
 
 def _left(policy: Policy, records: Sequence[VmRecord], room: HostRoom) -> _Room:
     alive = [record.spec for record in records if record.outcome is None and not record.closed]
-    promised_gib = sum(record.spec.disk_gib + snapshots.promised_gib(record) for record in records if not record.closed)
+    open_ones = [record for record in records if not record.closed]
+    promised_gib = sum(disks.promised_gib(record.spec) + snapshots.promised_gib(record) for record in open_ones)
     overhead_mib = max(policy.memory_overhead_mib, room.memory_overhead_mib)
     promised_mib = sum(spec.memory_mib + overhead_mib for spec in alive)
     return _Room(
@@ -216,7 +219,7 @@ def _lacking(what: Asked, times: int, left: _Room, room: HostRoom) -> List[Probl
     rows = (
         ("cores", what.cores, cores_free, ""),
         ("memory_mib", what.memory_mib + left.overhead_mib, left.memory_mib, beside),
-        ("disk_gib", what.disk_gib, left.disk_gib, ""),
+        ("disk_gib", what.stored_gib, left.disk_gib, ""),
     )
     return [
         Problem("no-capacity", f"{name}: {each * times} needed{note}, {max(free, 0)} free on this host",
@@ -279,6 +282,7 @@ def _member(
         keep_s=what.keep_s,
         atomic=bool(args.get("atomic", False)),
         count=what.count,
+        disks=what.disks,
         restart=args.get("restart", "never"),
         context=context.digest(what.context, command.digest),
         **_patience(args),

@@ -10,8 +10,9 @@ from typing import Any, List, Mapping, Optional, Tuple
 
 from vmagent.core import limits
 from vmagent.core.context import NOTHING, Context, context
+from vmagent.core.disks import asked_for, scratch_gib
 from vmagent.core.limits import Outside
-from vmagent.core.model import Limits
+from vmagent.core.model import Disk, Limits
 from vmagent.core.policy import Maxima, Minima, Policy
 from vmagent.errors import Problem, Problems
 
@@ -32,6 +33,12 @@ class Asked:
     count: int
     networks: Tuple[str, ...]
     context: Context
+    disks: Tuple[Disk, ...] = ()  # beside its own
+
+    @property
+    def stored_gib(self) -> int:
+        """What it takes of this host's own disk."""
+        return self.disk_gib + scratch_gib(self.disks)
 
     def path(self, size: str) -> str:
         """Where in the request `cores`, `memory_mib` or `disk_gib` was decided."""
@@ -65,6 +72,7 @@ def asked(args: Mapping[str, Any], policy: Policy) -> Asked:
         keep_s=args.get("keep_s", 0),
         count=args.get("count", 1),
         context=given,
+        disks=asked_for(args),
         networks=tuple(network["type"] for network in args.get("networks", ())),
     )
 
@@ -80,6 +88,7 @@ def outside(what: Asked, maxima: Maxima, minima: Optional[Minima] = None) -> Lis
     sizes = [(name, what.path(name), getattr(what, name), getattr(maxima, name)) for name in SIZES]
     rows = (
         *sizes,
+        *([("disk_gib", "args.disks", what.stored_gib, maxima.disk_gib)] if what.stored_gib > what.disk_gib else []),
         ("lifetime_s", "args.lifetime_s", what.lifetime_s, maxima.lifetime_s),
         ("keep_s", "args.keep_s", what.keep_s, maxima.lifetime_s),
         ("count", "args.count", what.count, maxima.count),

@@ -74,6 +74,14 @@ def _ssh_keys(files: List[str], read: ReadFile) -> List[str]:
     return found
 
 
+def volume(text: str) -> Dict[str, Any]:
+    """`NAME`, or `NAME:ro` for reading only."""
+    name, _, how = text.partition(":")
+    if not name or how not in ("", "ro"):
+        raise ValueError("a volume is NAME, or NAME:ro to read it only")
+    return {"volume": name, "read_only": True} if how else {"volume": name}
+
+
 def or_default(read: Callable[[str], Any]) -> Callable[[str], Any]:
     """What `read` reads, or the word `default`: back to what the site gives."""
     return lambda text: BACK if text == "default" else read(text)
@@ -161,6 +169,12 @@ START: Tuple[Option, ...] = (
     Option("--start-by", "start_by_s", duration.seconds, "SPAN", "give up unless it runs by then"),
     Option("--ready-by", "ready_by_s", duration.seconds, "SPAN", "report a failure unless it is ready by then"),
     Option("--keep", "keep_s", duration.seconds, "SPAN", "keep the disk this long after the end"),
+    Option("--scratch", "disks", lambda text: {"scratch_gib": int(text)}, "GIB",
+           "an empty disk beside its own, which ends with it; may be repeated", many=True, kept="disks"),
+    Option("--volume", "disks", volume, "NAME[:ro]", "a data volume of the site, :ro only to read; may be repeated",
+           many=True, kept="disks"),
+    Option("--cdrom", "disks", lambda text: {"cdrom": text}, "NAME", "a data volume of the site as a CD", many=True,
+           kept="disks"),
     Option("--restart", "restart", str, "WHEN",
            "always: when the guest ends by itself, again from the golden image; never (default)"),
     Option("--user-data", "user_data", str, "FILE", "cloud-init user data for the guest", made=_user_data),

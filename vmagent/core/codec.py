@@ -15,6 +15,7 @@ from typing import Any, Dict, Mapping, Optional
 
 from vmagent.core.model import (
     Desired,
+    Disk,
     DiskIo,
     Firewall,
     ImageRef,
@@ -77,6 +78,7 @@ def spec_from_json(raw: Mapping[str, Any]) -> VmSpec:
     members["owner"] = Owner(**raw["owner"])
     members["interfaces"] = tuple(Interface(**_tuples(i, "addresses", "gateways", "dns")) for i in raw["interfaces"])
     members["limits"] = limits_from_json(raw["limits"])
+    members["disks"] = tuple(Disk(**disk) for disk in raw.get("disks", ()))
     return VmSpec(**members)
 
 

@@ -2,16 +2,13 @@
 
 Rules
 
-1. Built as a tree and serialised by ElementTree, never pasted; every value passes `_text`, which refuses what XML
-   cannot carry.  What differs between hypervisors is read from the `Profile`.
-2. The whole backing chain is written out.  libvirt then does not hand the golden image to QEMU's user: the source
-   carries `<seclabel model='dac' relabel='no'/>` (FACTS F19).
-3. Overlays go through the host's page cache: a guest's flush still reaches the disk, guests on one golden image share
-   its pages, and it works on every file system (cache=none needs O_DIRECT).
-4. The cap of the whole guest, its weight and the limits of its disks stand in the definition, so they hold before the
+1. Built as a tree and serialised by ElementTree, never pasted (xmltree.py).  What differs between hypervisors is read
+   from the `Profile`.
+2. Disks stand in diskxml.py.
+3. The cap of the whole guest, its weight and the limits of its disks stand in the definition, so they hold before the
    first instruction.  libvirt puts the quota in force once QEMU is up: a start takes no longer for it (measured: 0.39 s
    with 50 percent or 5, 0.44 s with 1, as without).
-5. A guest boots from its overlay only: no network boot ROM, no graphics, no USB, no balloon.
+4. A guest boots from its overlay only: no network boot ROM, no graphics, no USB, no balloon.
 
 The tag is one element of our name space in <metadata>; its text is the canonical JSON of `model.Tag`.  libvirt hands it
 out with or without the name space declaration, so only the local name is compared.
@@ -20,72 +17,49 @@ out with or without the name space declaration, so only the local name is compar
 from __future__ import annotations
 
 import json
-import re
 import uuid
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
-from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Type, Union
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Type
 from xml.etree.ElementTree import Element
 
 from vmagent.core import codec, quota
+from vmagent.core.diskxml import IOTUNE, DiskSource, asked_disks, own_disks
 from vmagent.core.drivers import Profile
 from vmagent.core.identity import domain_name
 from vmagent.core.model import CpuLimit, DiskIo, Interface, Tag, VmSpec
+from vmagent.core.xmltree import add, text
 
 NAMESPACE = "https://vmagent.org/xmlns/domain/1"
 PREFIX = "vma"
 LONGEST_TAG = 65536  # characters
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
-IOTUNE = {
-    "read_bytes_per_s": "read_bytes_sec",
-    "write_bytes_per_s": "write_bytes_sec",
-    "read_ops_per_s": "read_iops_sec",
-    "write_ops_per_s": "write_iops_sec",
-}  # DiskIo's members and libvirt's names for them, in XML and in calls alike
-_NOT_TEXT = re.compile("[^\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # no control characters at all
-
 ElementTree.register_namespace(PREFIX, NAMESPACE)
 
 
-def _text(value: Union[str, int]) -> str:
-    text = str(value)
-    if _NOT_TEXT.search(text):
-        raise ValueError(f"not allowed in XML: {text[:80]!r}")
-    return text
-
-
-def _add(
-    parent: Element, element: str, text: Optional[Union[str, int]] = None, /, **attributes: Union[str, int]
-) -> Element:
-    """A child; an attribute with the value "" is left out."""
-    written = {key: _text(value) for key, value in attributes.items() if value != ""}
-    child = ElementTree.SubElement(parent, element, written)
-    if text is not None:
-        child.text = _text(text)
-    return child
-
-
 def domain_xml(
-    spec: VmSpec, tag: Tag, profile: Profile, overlay: str, seed: str, golden: str, cpu: CpuLimit, cgroup: int
+    spec: VmSpec, tag: Tag, profile: Profile, overlay: str, seed: str, golden: str, cpu: CpuLimit, cgroup: int,
+    sources: Sequence[DiskSource] = (),
 ) -> str:
     """The definition of this VM.  Paths are absolute; `golden` has the format `spec.image.format`; cgroup: the version
-    that has this host's cpu controller (quota.cgroup_version).
+    that has this host's cpu controller (quota.cgroup_version); sources: those of `spec.disks`.
 
     Errors: ValueError for a value that XML cannot carry.
     """
     domain = Element("domain", {"type": profile.domain_type})
-    _add(domain, "name", domain_name(spec.vm))
-    _add(domain, "uuid", spec.vm)
-    _add(domain, "metadata").append(_tag_element(tag, f"{{{NAMESPACE}}}vm"))
-    _add(domain, "memory", spec.memory_mib, unit="MiB")
-    _add(domain, "currentMemory", spec.memory_mib, unit="MiB")
-    _add(domain, "vcpu", spec.cores, placement="static")
+    add(domain, "name", domain_name(spec.vm))
+    add(domain, "uuid", spec.vm)
+    add(domain, "metadata").append(_tag_element(tag, f"{{{NAMESPACE}}}vm"))
+    add(domain, "memory", spec.memory_mib, unit="MiB")
+    add(domain, "currentMemory", spec.memory_mib, unit="MiB")
+    add(domain, "vcpu", spec.cores, placement="static")
     _cputune(domain, profile, cpu, spec.limits.cpu_weight, cgroup)
     _machine(domain, profile)
     for event, then in (("on_poweroff", "destroy"), ("on_reboot", "restart"), ("on_crash", "destroy")):
-        _add(domain, event, then)
-    devices = _add(domain, "devices")
-    _disks(devices, spec, profile, overlay, seed, golden)
+        add(domain, event, then)
+    devices = add(domain, "devices")
+    own_disks(devices, spec, profile, overlay, seed, golden)
+    asked_disks(devices, spec, profile, sources)
     for interface in spec.interfaces:
         _interface(devices, interface, profile)
     _others(devices, profile)
@@ -96,85 +70,56 @@ def domain_xml(
 def _cputune(domain: Element, profile: Profile, cpu: CpuLimit, weight: int, cgroup: int) -> None:
     if profile.cpu_cap != "quota":
         return
-    cputune = _add(domain, "cputune")
-    _add(cputune, "shares", quota.shares(weight, cgroup))
+    cputune = add(domain, "cputune")
+    add(cputune, "shares", quota.shares(weight, cgroup))
     if cpu.quota_us >= 0:
-        _add(cputune, "global_period", cpu.period_us)
-        _add(cputune, "global_quota", cpu.quota_us)
+        add(cputune, "global_period", cpu.period_us)
+        add(cputune, "global_quota", cpu.quota_us)
 
 
 def _machine(domain: Element, profile: Profile) -> None:
     if profile.bootloader:
-        _add(domain, "bootloader", profile.bootloader)
-    os = _add(domain, "os")
-    _add(os, "type", profile.os_type, machine=profile.machine)
+        add(domain, "bootloader", profile.bootloader)
+    os = add(domain, "os")
+    add(os, "type", profile.os_type, machine=profile.machine)
     if profile.os_type == "hvm":
-        _add(os, "boot", dev="hd")
-        features = _add(domain, "features")
-        _add(features, "acpi")
-        _add(features, "apic")
+        add(os, "boot", dev="hd")
+        features = add(domain, "features")
+        add(features, "acpi")
+        add(features, "apic")
     if profile.cpu_mode:
-        _add(domain, "cpu", mode=profile.cpu_mode, check="none")
-    _add(domain, "clock", offset="utc")
-
-
-def _disks(devices: Element, spec: VmSpec, profile: Profile, overlay: str, seed: str, golden: str) -> None:
-    first, second = profile.disk_names
-    disk = _add(devices, "disk", type="file", device="disk")
-    _add(disk, "driver", name="qemu", type="qcow2", cache="writeback", discard="unmap")
-    _add(disk, "source", file=overlay)
-    if profile.backing_chain:
-        backing = _add(disk, "backingStore", type="file")
-        _add(backing, "format", type=spec.image.format)
-        _add(_add(backing, "source", file=golden), "seclabel", model="dac", relabel="no")
-        _add(backing, "backingStore")
-    _add(disk, "target", dev=first, bus=profile.disk_bus)
-    _iotune(disk, spec.limits.disk_io, profile)
-    disk = _add(devices, "disk", type="file", device="disk")
-    _add(disk, "driver", name="qemu", type="raw")
-    _add(disk, "source", file=seed)
-    _add(disk, "target", dev=second, bus=profile.disk_bus)
-    _add(disk, "readonly")
-
-
-def _iotune(disk: Element, limits: DiskIo, profile: Profile) -> None:
-    if not profile.disk_io or limits == DiskIo():
-        return
-    iotune = _add(disk, "iotune")
-    for member, name in IOTUNE.items():
-        value = getattr(limits, member)
-        if value is not None:
-            _add(iotune, name, value)
+        add(domain, "cpu", mode=profile.cpu_mode, check="none")
+    add(domain, "clock", offset="utc")
 
 
 def _interface(devices: Element, interface: Interface, profile: Profile) -> None:
-    nic = _add(devices, "interface", type="bridge")
-    _add(nic, "mac", address=interface.mac)
-    _add(nic, "source", bridge=interface.bridge)
-    _add(nic, "target", dev=interface.device)
+    nic = add(devices, "interface", type="bridge")
+    add(nic, "mac", address=interface.mac)
+    add(nic, "source", bridge=interface.bridge)
+    add(nic, "target", dev=interface.device)
     if profile.nic_model:
-        _add(nic, "model", type=profile.nic_model)
+        add(nic, "model", type=profile.nic_model)
     if profile.nic_mtu:
-        _add(nic, "mtu", size=interface.mtu)
+        add(nic, "mtu", size=interface.mtu)
     if profile.paravirtual_devices:
-        _add(nic, "rom", enabled="no")
+        add(nic, "rom", enabled="no")
 
 
 def _others(devices: Element, profile: Profile) -> None:
     if profile.console == "serial":
-        _add(_add(devices, "serial", type="pty"), "target", port=0)
-    _add(_add(devices, "console", type="pty"), "target", type=profile.console, port=0)
+        add(add(devices, "serial", type="pty"), "target", port=0)
+    add(add(devices, "console", type="pty"), "target", type=profile.console, port=0)
     if not profile.paravirtual_devices:
         return
-    _add(_add(devices, "channel", type="unix"), "target", type="virtio", name=AGENT_CHANNEL)
-    _add(devices, "controller", type="usb", model="none")
-    _add(_add(devices, "rng", model="virtio"), "backend", "/dev/urandom", model="random")
-    _add(devices, "memballoon", model="none")
+    add(add(devices, "channel", type="unix"), "target", type="virtio", name=AGENT_CHANNEL)
+    add(devices, "controller", type="usb", model="none")
+    add(add(devices, "rng", model="virtio"), "backend", "/dev/urandom", model="random")
+    add(devices, "memballoon", model="none")
 
 
 def _tag_element(tag: Tag, name: str) -> Element:
     element = Element(name)
-    element.text = _text(codec.canonical(tag))
+    element.text = text(codec.canonical(tag))
     return element
 
 

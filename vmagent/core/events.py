@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
-from vmagent.core import codec, lease, limitviews, renewal, snapshots, walltime
+from vmagent.core import codec, disks, lease, limitviews, renewal, snapshots, walltime
 from vmagent.core.changes import Epoch, OutboxRow
 from vmagent.core.drivers import PROFILES
 from vmagent.core.model import (
@@ -70,13 +70,14 @@ ROOT_DISKS = frozenset(profile.disk_names[0] for profile in PROFILES.values())
 
 
 def is_ready(record: VmRecord, observed: Observed) -> bool:
-    """Running, proven, its disk attached, and on every interface a frame from an assigned address was seen.
+    """Running, proven, all its disks attached, and on every interface a frame from an assigned address was seen.
 
     Without interfaces storage alone decides.
     """
     domain, journal = observed.domain, record.journal
     running = domain.seen is Seen.RUNNING and journal.may_have_run and journal.paused_by != "start"
     stored = bool(ROOT_DISKS.intersection(domain.disks))
+    stored = stored and all(disks.attached(disk, domain.disks) for disk in record.spec.disks)
     spoken = {i.device for i in record.spec.interfaces if i.addresses} <= set(observed.network_seen)
     return running and stored and spoken
 
@@ -175,6 +176,7 @@ def _asked(spec: VmSpec) -> Dict[str, Any]:
             for i in spec.interfaces
         ],
         "tags": list(spec.tags),
+        "disks": [disks.plain(disk) for disk in spec.disks],
         "restart": spec.restart,
         "incarnation": spec.incarnation,
     }
@@ -289,6 +291,9 @@ def host_state(
         "capabilities": codec.plain(capabilities),
         "networks": [{"type": n.name, "addressing": n.addressing} for _, n in sorted(policy.networks.items())],
         "flavours": sorted(policy.flavours),
+        "volumes": [
+            {"name": v.name, "writable": v.writable, "vos": list(v.vos)} for _, v in sorted(policy.volumes.items())
+        ],
         "images": [{"id": i.id, "sha512": i.sha512, "format": i.format} for _, i in sorted(policy.images.items())],
     }
 

@@ -142,6 +142,20 @@ class Interface:
     mtu: int = 1500
 
 
+SCRATCH, VOLUME, CDROM = "scratch", "volume", "cdrom"
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk beside the VM's own.  Where its bytes are is the site's to say, when the domain is defined (disks.py)."""
+
+    kind: str  # SCRATCH: empty, ends with the VM | VOLUME | CDROM: a data volume of the site
+    place: int  # 2 = the third disk of the guest
+    size_gib: int = 0  # of a scratch disk
+    volume: str = ""  # the site's name of a volume
+    read_only: bool = False
+
+
 @dataclass(frozen=True)
 class VmSpec:
     """The wish as admitted: everything needed to build the VM, no secrets.  It travels in the domain's tag."""
@@ -166,6 +180,7 @@ class VmSpec:
     atomic: bool = False
     count: int = 1
     restart: str = "never"  # | "always": when the guest ends by itself it is made anew while the lease lasts
+    disks: Tuple[Disk, ...] = ()  # beside its own
     incarnation: int = 0  # how often it was made anew from the golden image (renewal.py)
     context: str = ""  # there is user data for it in the store: context.digest; "" = there is none
 
@@ -309,7 +324,7 @@ class Observed:
 
     domain: DomainSeen
     missing_twice: bool = False  # MISSING in two observations of a healthy connection
-    # of "overlay", "layer" (of a snapshot), "seed", "firewall", "shaper", "interface", "process"
+    # Of "overlay", "scratch", "layer" (of a snapshot), "seed", "firewall", "shaper", "interface", "process".
     leftovers: FrozenSet[str] = frozenset()
     network_seen: Tuple[str, ...] = ()  # devices on which a frame with an assigned source address came in
     network: Optional[NetworkSeen] = None  # None = not looked at: proves nothing

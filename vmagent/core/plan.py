@@ -23,7 +23,7 @@ from vmagent.core.actions import Action, Do
 from vmagent.core.alarms import Note, alarms, fresh_notes
 from vmagent.core.ending import because, begin_stop, begun, ended, gave_up, journaled, rebooted, rolled_back
 from vmagent.core.events import is_ready
-from vmagent.core.model import Desired, Now, Observed, Seen, Tag, VmRecord
+from vmagent.core.model import SCRATCH, Desired, Now, Observed, Seen, Tag, VmRecord
 from vmagent.core.policy import Policy
 from vmagent.core.quota import cpu_limit
 from vmagent.core.revocation import Distrust
@@ -221,7 +221,8 @@ def _nothing(case: _Case) -> _Done:
 def _prepared(case: _Case, then: Callable[[_Case], _Done]) -> _Done:
     """Overlay, seed and firewall exist before the domain does and before it starts."""
     left = case.observed.leftovers
-    if "overlay" not in left:
+    scratch = any(disk.kind == SCRATCH for disk in case.record.spec.disks)
+    if "overlay" not in left or (scratch and "scratch" not in left):
         return case.act(Do.MAKE_OVERLAY)
     if "seed" not in left:
         return case.act(Do.MAKE_SEED)
@@ -325,7 +326,7 @@ def _destroy(case: _Case) -> _Done:
 def _clean_up(case: _Case) -> _Done:
     """Files first, then the firewall once no interface is left that it guards; interfaces go by themselves."""
     left = case.observed.leftovers
-    if left & {"overlay", "seed", "layer"}:
+    if left & {"overlay", "scratch", "layer", "seed"}:
         return case.act(Do.CLEAN_UP)
     if "shaper" in left:
         return case.act(Do.UNSHAPE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Mapping, Optional, Tuple
 
 from vmagent.core.model import Firewall
@@ -197,6 +197,20 @@ class TrustPolicy:
 
 
 @dataclass(frozen=True)
+class Volume:
+    """A data volume of the site: its file or block device, which stays the site's.
+
+    vos: shell-style patterns of VOs that may have it.
+    """
+
+    name: str
+    path: str
+    format: str = "raw"  # raw | qcow2
+    writable: bool = False
+    vos: Tuple[str, ...] = ("*",)
+
+
+@dataclass(frozen=True)
 class Policy:
     """Everything that decides what may be asked of this host."""
 
@@ -223,3 +237,4 @@ class Policy:
     trust: TrustPolicy = TrustPolicy()
     snapshots: SnapshotRules = SnapshotRules()
     on_revoked: str = "report"  # report | pause | stop | kill: what becomes of guests whose image is distrusted
+    volumes: Mapping[str, Volume] = field(default_factory=dict)

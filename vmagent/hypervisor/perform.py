@@ -13,7 +13,8 @@ import libvirt
 
 from vmagent.core import quota
 from vmagent.core.actions import Action, Do
-from vmagent.core.domainxml import IOTUNE, NAMESPACE, PREFIX, domain_xml, parts_of, tag_xml
+from vmagent.core.diskxml import IOTUNE, DiskSource
+from vmagent.core.domainxml import NAMESPACE, PREFIX, domain_xml, parts_of, tag_xml
 from vmagent.core.drivers import Choice, Profile
 from vmagent.core.identity import domain_name
 from vmagent.core.model import CpuLimit, DiskIo, Seen, Tag, VmSpec
@@ -32,6 +33,7 @@ class Paths:
     overlay: str
     seed: str
     golden: str
+    disks: Tuple[DiskSource, ...] = ()  # of spec.disks, in order
 
 
 class Hands:
@@ -106,7 +108,7 @@ class Hands:
         paths = self._paths(action.spec)
         files = (paths.overlay, paths.seed, paths.golden)
         try:
-            xml = domain_xml(action.spec, _tag(action), profile, *files, _cap(action), self._cgroup)
+            xml = domain_xml(action.spec, _tag(action), profile, *files, _cap(action), self._cgroup, paths.disks)
         except ValueError as error:
             raise Fault(FaultKind.REFUSED, f"no domain can be made of this: {error}") from None
         conn.defineXML(xml)

@@ -21,24 +21,28 @@ from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Set,
 from twisted.internet.defer import Deferred, fail
 
 from vmagent.config import ImageSettings
+from vmagent.core import disks
 from vmagent.core.actions import Action, Do
 from vmagent.core.context import NOTHING, Context
-from vmagent.core.model import VmSpec
-from vmagent.core.policy import CatalogueImage
+from vmagent.core.diskxml import DiskSource
+from vmagent.core.model import SCRATCH, Disk, VmSpec
+from vmagent.core.policy import CatalogueImage, Volume
 from vmagent.core.seed import seed_files
 from vmagent.errors import Fault, FaultKind
 from vmagent.images.golden import Golden, GoldenImages
 from vmagent.images.overlay import GIB, make_overlay
 from vmagent.images.places import fault_of, sync_directory
+from vmagent.images.scratch import make_scratch
 from vmagent.images.seed import make_seed
+from vmagent.images.volumes import volume_source
 from vmagent.lanes import Lanes
 
 DIRECTORY_MODE = 0o711
 _VM = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _TEMPORARY = ".part"
-_OURS = re.compile(rf"({_VM})(\.qcow2|\.iso|\.snap-[a-z0-9-]+\.(?:qcow2|mem))")
-_KINDS = {".qcow2": "overlay", ".iso": "seed"}  # what is neither is a layer
-_UNFINISHED = re.compile(rf"{_VM}(\.qcow2|\.iso|\.files){re.escape(_TEMPORARY)}")
+_KINDS = {".qcow2": "overlay", ".iso": "seed"}  # what is neither is a scratch disk or a layer
+_OURS = re.compile(rf"({_VM})(\.qcow2|\.iso|\.scratch-[a-z]\.raw|\.snap-[a-z0-9-]+\.(?:qcow2|mem))")
+_UNFINISHED = re.compile(rf"{_VM}(\.qcow2|\.scratch-[a-z]\.raw|\.iso|\.files){re.escape(_TEMPORARY)}")
 _LOOK_S = 20.0
 Contexts = Callable[[str], "Deferred[Optional[Context]]"]
 
@@ -50,12 +54,18 @@ class LocalImages:
     """
 
     def __init__(
-        self, settings: ImageSettings, catalogue: Mapping[str, CatalogueImage], lanes: Lanes, contexts: Contexts
+        self,
+        settings: ImageSettings,
+        catalogue: Mapping[str, CatalogueImage],
+        lanes: Lanes,
+        contexts: Contexts,
+        volumes: Optional[Mapping[str, Volume]] = None,
     ) -> None:
         self._contexts = contexts
         self._overlays = settings.overlays
         self._seeds = settings.seeds
         self._golden = GoldenImages(settings.directory, catalogue)
+        self._volumes = volumes or {}
         self._lanes = lanes
         self._work: Mapping[Do, Callable[[Action], Deferred[None]]] = {
             Do.MAKE_OVERLAY: self._make_overlay,
@@ -67,9 +77,10 @@ class LocalImages:
         """Before anything else: make the directories, sweep what a crash left unfinished.  Faults: REFUSED, FULL."""
         return self._lanes.run("start", _LOOK_S, _mapped, self._prepare)
 
-    def adopt(self, catalogue: Mapping[str, CatalogueImage]) -> None:
-        """The site's catalogue changed; work already begun goes on with what it was given."""
+    def adopt(self, catalogue: Mapping[str, CatalogueImage], volumes: Mapping[str, Volume]) -> None:
+        """The site's catalogue and volumes changed; work already begun goes on with what it was given."""
         self._golden.adopt(catalogue)
+        self._volumes = volumes
 
     def perform(self, action: Action) -> Deferred[None]:
         """See ports.Images.  An action that is not ours is a programming error and fails as REFUSED."""
@@ -93,6 +104,18 @@ class LocalImages:
         """The golden image's file, for the domain's `<backingStore>`.  Faults: REFUSED, not in the catalogue."""
         return self._golden.path(spec.image)
 
+    def sources(self, spec: VmSpec) -> Tuple[DiskSource, ...]:
+        """Where the bytes of `spec.disks` are, in order.  Faults: REFUSED (volumes.py)."""
+        return tuple(
+            DiskSource(str(self._scratch(spec.vm, disk)), "raw")
+            if disk.kind == SCRATCH
+            else volume_source(disk, self._volumes)
+            for disk in spec.disks
+        )
+
+    def _scratch(self, vm: str, disk: Disk) -> Path:
+        return self._overlays / f"{vm}.scratch-{disks.letter(disk)}.raw"
+
     def _in_lane(self, action: Action, call: Callable[..., None], *args: Any) -> Deferred[None]:
         return self._lanes.run(action.vm, action.deadline_s, _mapped, call, *args)
 
@@ -104,6 +127,10 @@ class LocalImages:
     def _overlay(self, spec: VmSpec, golden: Golden) -> None:
         target = Path(self.paths(spec.vm)[0])
         _sweep(target)
+        for disk in spec.disks:
+            if disk.kind == SCRATCH:
+                scratch = self._scratch(spec.vm, disk)
+                make_scratch(disk.size_gib, scratch, _part(scratch))
         make_overlay(golden, spec.disk_gib, target, _part(target))
 
     def _seed(self, action: Action) -> Deferred[None]:
@@ -126,7 +153,8 @@ class LocalImages:
 
     def _clean_up(self, vm: str) -> None:
         overlay, seed = map(Path, self.paths(vm))
-        for target in (*self._layers(vm), overlay, seed):
+        scratch = [path for path in _matching(self._overlays, _OURS) if path.name.startswith(f"{vm}.scratch-")]
+        for target in (*self._layers(vm), *scratch, overlay, seed):
             target.unlink(missing_ok=True)
         for target in (overlay, seed):
             _sweep(target)
@@ -150,7 +178,8 @@ class LocalImages:
             for path in _matching(directory, _OURS):
                 ours = _OURS.fullmatch(path.name)
                 if ours is not None and (ours[2] == ".iso") is seeds:
-                    found.setdefault(ours[1], set()).add(_KINDS.get(ours[2], "layer"))
+                    beside = "scratch" if ours[2].startswith(".scratch-") else "layer"
+                    found.setdefault(ours[1], set()).add(_KINDS.get(ours[2], beside))
         return {vm: frozenset(kinds) for vm, kinds in found.items()}
 
     def _free(self) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from vmagent.core import codec, events, lease
+from vmagent.core import codec, disks, events, lease
 from vmagent.core.changes import Epoch
 from vmagent.core.model import (
     DomainSeen,
@@ -281,7 +281,7 @@ def capacity(records: Sequence[VmRecord], info: HypervisorInfo, policy: Policy, 
     promised = {
         "cores": sum(record.spec.cores for record in held if record.outcome is None),
         "memory_mib": sum(record.spec.memory_mib for record in held if record.outcome is None),
-        "disk_gib": sum(record.spec.disk_gib for record in held),
+        "disk_gib": sum(disks.promised_gib(record.spec) for record in held),
     }
     total = {
         "cores": int(info.cores * policy.cpu_overcommit),
