@@ -12,11 +12,13 @@ from typing import Any, List
 
 import pytest
 
+from tests.support import envelopes
 from tests.support.controlled import HOST, site
 from tests.support.oneagent import OneAgent
 from tests.support.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIO3B0yC6l0yX8pQ3ZVtCzXb5b7m8m7l6pY8m4bJ8m2bJ me@example.org"
 START = ["start", HOST, "--image", "tiny", "--flavour", "small", "--lifetime", "1m"]
 
 
@@ -57,6 +59,35 @@ def test_start_and_wait_then_list_then_stop(tmp_path: Path) -> None:
         stopped = ran(config, "stop", HOST, *vms, "--wait")
         assert stopped.returncode == 0, stopped.stderr
     assert set(agent.phases.values()) == {"stopped"}
+
+
+def test_an_ova_with_user_data_and_a_key_is_started(tmp_path: Path) -> None:
+    (tmp_path / "a.ova").write_bytes(envelopes.archive(list(envelopes.package(b"boot").items())))
+    (tmp_path / "data").write_bytes(b"#!/bin/sh\n")
+    (tmp_path / "me.pub").write_text(KEY + "\n")
+    given = ["--ovf", str(tmp_path / "a.ova"), "--image", "tiny", "--lifetime", "1m", "--user-data",
+             str(tmp_path / "data"), "--ssh-key", str(tmp_path / "me.pub"), "--meta-data", "role=worker"]  # fmt: skip
+    with OneAgent() as agent:
+        config = configured(tmp_path, agent.url, ovf_networks={"VM Network": "public"})
+        done = ran(config, "start", HOST, *given)
+        unmapped = ran(configured(tmp_path, agent.url), "start", HOST, *given)
+    assert done.returncode == 0, done.stderr
+    (command,) = agent.commands
+    assert command.args == {
+        "image": {"id": "tiny"}, "lifetime_s": 60, "cores": 2, "memory_mib": 2048, "disk_gib": 3,
+        "name": "A worker- 7", "networks": [{"type": "public"}], "user_data": "IyEvYmluL3NoCg==", "ssh_keys": [KEY],
+        "meta_data": {"role": "worker"},
+    }  # fmt: skip
+    assert unmapped.returncode == 2 and "--map-network" in unmapped.stderr
+
+
+def test_a_hostile_package_is_three_and_nothing_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "a.ovf").write_bytes(envelopes.envelope(head='<!DOCTYPE x SYSTEM "http://example.org/x">'))
+    with OneAgent() as agent:
+        done = ran(configured(tmp_path, agent.url), "start", HOST, "--ovf", str(tmp_path / "a.ovf"), "--image", "tiny",
+                   "--lifetime", "1m")  # fmt: skip
+    assert (done.returncode, agent.commands) == (3, [])
+    assert done.stderr.splitlines()[-1].startswith("vmagent-site: ovf: ")
 
 
 def test_a_refusal_is_three(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import logging
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
@@ -74,6 +75,21 @@ def test_every_member_gets_it(sites: List[Site]) -> None:
     for member in range(3):
         ready(site, vm_id(id, member))
         assert site.host.seeds[vm_id(id, member)]["user-data"] == DATA
+
+
+def test_made_anew_it_gets_the_same_again_as_another_instance(sites: List[Site]) -> None:
+    site = sites[-1]
+    id = site.send("vm.start", start_args(**GIVEN))
+    vm = vm_id(id, 0)
+    ready(site, vm)
+    before = site.host.seeds.pop(vm)
+    site.send("vm.restart", {"vms": [vm]})
+    site.settle(lambda: vm in site.host.seeds and site.phase(vm) is Phase.READY)
+    after = site.host.seeds[vm]
+    assert after["user-data"] == before["user-data"] == DATA
+    ids = [json.loads(files["meta-data"])["instance-id"] for files in (before, after)]
+    assert ids == [vm, f"{vm}-1"]
+    assert b"lease_began_at" in after["facts"] and b"lease_began_at" not in before["facts"]
 
 
 def told(site: Site, id: str) -> str:

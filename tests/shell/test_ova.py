@@ -8,7 +8,8 @@ import hashlib
 import os
 import tarfile
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from types import MappingProxyType
+from typing import Any, Dict, List, Mapping, Tuple
 
 import pytest
 
@@ -76,7 +77,7 @@ def test_without_a_manifest_it_is_told(tmp_path: Path) -> None:
     files = e.package(DISK)
     del files["a.mf"]
     told: List[str] = []
-    appliance.start_args(said("--ovf", str(packed(tmp_path, files)), "--image", "x", *MAP), told.append)
+    appliance.start_args(said("--ovf", str(packed(tmp_path, files)), "--image", "x", *MAP), {}, told.append)
     assert len(told) == 1 and "no manifest" in told[0]
 
 
@@ -198,9 +199,9 @@ def test_links_beside_an_envelope_are_not_followed(tmp_path: Path) -> None:
 # --- the args
 
 
-def args(tmp_path: Path, *argv: str, **kw: Any) -> Dict[str, Any]:
+def args(tmp_path: Path, *argv: str, site_map: Mapping[str, str] = MappingProxyType({}), **kw: Any) -> Dict[str, Any]:
     path = packed(tmp_path, e.package(DISK, **kw))
-    found = appliance.start_args(said("--ovf", str(path), *argv), lambda text: None)
+    found = appliance.start_args(said("--ovf", str(path), *argv), site_map, lambda text: None)
     schemas.check("vm.start", found)
     return found
 
@@ -226,6 +227,13 @@ def test_each_interface_is_mapped_and_its_mac_is_asked_for(tmp_path: Path) -> No
     mapped = ("--map-network", "a=one", "--map-network", "b=two")
     found = args(tmp_path, "--image", "w", *mapped, items=(*e.ITEMS[:4], *nics))
     assert found["networks"] == [{"type": "one", "mac": "02:00:00:00:00:01"}, {"type": "two"}, {"type": "one"}]
+
+
+def test_the_site_may_know_what_an_envelope_calls_its_networks(tmp_path: Path) -> None:
+    site_map = {"VM Network": "public", "other": "dmz"}
+    assert args(tmp_path, "--image", "w", site_map=site_map)["networks"] == [{"type": "public"}]
+    said_otherwise = args(tmp_path, "--image", "w", "--map-network", "VM Network=dmz", site_map=site_map)
+    assert said_otherwise["networks"] == [{"type": "dmz"}]
 
 
 WRONG: List[Tuple[List[str], Dict[str, Any], str]] = [
@@ -258,7 +266,7 @@ def test_further_disks_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("argv", [[], MAP, ["--image-url", "https://x"]])
 def test_without_an_envelope_all_is_as_before(argv: List[str]) -> None:
     with pytest.raises(Problem) as caught:
-        appliance.start_args(said("--flavour", "small", *argv), lambda text: None)
+        appliance.start_args(said("--flavour", "small", *argv), {}, lambda text: None)
     assert caught.value.type == "usage"
-    plain = appliance.start_args(said("--flavour", "small", "--image", "x"), lambda text: None)
+    plain = appliance.start_args(said("--flavour", "small", "--image", "x"), {}, lambda text: None)
     assert plain == {"flavour": "small", "image": {"id": "x"}, "lifetime_s": 3600}

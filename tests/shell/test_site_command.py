@@ -32,7 +32,7 @@ class Ran:
         self.out, self.err = io.StringIO(), io.StringIO()
         said = parser().parse_args(argv)
         if said.verb == "start":
-            said.args = appliance.start_args(said, self.err.write)
+            said.args = appliance.start_args(said, {}, self.err.write)
         run = Run(said, world.controller, world.clock, world.site.hosts, self.out, self.err)
         self._got: List[Any] = []
         ensureDeferred(COMMANDS[said.verb](run)).addBoth(self._got.append)  # type: ignore[arg-type]

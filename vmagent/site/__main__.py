@@ -34,10 +34,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             return _pki(said)
         site = load(said.config)
         if said.verb == "start":
-            said.args = appliance.start_args(said, lambda text: print(f"vmagent-site: {text}", file=sys.stderr))
+            said.args = appliance.start_args(said, site.ovf_networks, _tell)
         return _with_reactor(said, site)
     except Problem as problem:
         return _refused(problem)
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"vmagent-site: {text}\n")
 
 
 def _refused(problem: Problem) -> int:

@@ -31,8 +31,11 @@ def network_map(text: str) -> Tuple[str, Dict[str, Any]]:
     return name, asking.network(rest)
 
 
-def start_args(said: argparse.Namespace, tell: Tell) -> Dict[str, Any]:
-    """`args` of vm.start.  Reads files and takes its time.  Problems `usage`, `ovf`, `not-supported`."""
+def start_args(said: argparse.Namespace, site_map: Mapping[str, str], tell: Tell) -> Dict[str, Any]:
+    """`args` of vm.start.  Reads files and takes its time.  site_map: the site's network types by an envelope's names.
+
+    Problems `usage`, `ovf`, `not-supported`.
+    """
     if said.ovf is None:
         if said.map_network or said.image_url:
             raise Problem("usage", "--map-network and --image-url are for --ovf")
@@ -47,8 +50,9 @@ def start_args(said: argparse.Namespace, tell: Tell) -> Dict[str, Any]:
     appliance = ovf.parse(package.envelope)
     for note in appliance.notes:
         tell(f"{package.name}: not taken over: {note}")
-    known = {**_sizes(said, appliance), "network": _networks(said, appliance), "name": said.name or appliance.name}
-    args = asking.start_args({**vars(said), **known, "name": known["name"] or None}, givenfiles.content)
+    networks = _networks(said, site_map, appliance)
+    known = {**_sizes(said, appliance), "network": networks or None, "name": said.name or appliance.name or None}
+    args = asking.start_args({**vars(said), **known}, givenfiles.content)
     if said.image_url is not None:
         args["image"] = image(package, appliance, said.image_url)
     return args
@@ -68,16 +72,19 @@ def _sizes(said: argparse.Namespace, appliance: ovf.Appliance) -> Dict[str, Any]
     return {name: value for name, value in found.items() if getattr(said, name) is None}
 
 
-def _networks(said: argparse.Namespace, appliance: ovf.Appliance) -> List[Dict[str, Any]]:
+def _networks(
+    said: argparse.Namespace, site_map: Mapping[str, str], appliance: ovf.Appliance
+) -> List[Dict[str, Any]]:
     """One per interface of the envelope.  A MAC of the envelope is asked for."""
     if said.network:
         raise Problem("usage", "with --ovf, networks are the envelope's: map them with --map-network OVFNAME=TYPE")
-    mapped: Mapping[str, Dict[str, Any]] = dict(said.map_network or ())
+    asked = dict(said.map_network or ())
+    mapped: Mapping[str, Dict[str, Any]] = {**{name: {"type": of} for name, of in site_map.items()}, **asked}
     names = list(dict.fromkeys(nic.network for nic in appliance.nics))
     missing = [Problem("usage", f"map the envelope's network {quoted(name)}: --map-network '{name}=TYPE'")
                for name in names if name not in mapped]  # fmt: skip
     missing += [Problem("usage", f"the envelope has no network {quoted(name)}; it has {', '.join(names) or 'none'}")
-                for name in mapped if name not in names]  # fmt: skip
+                for name in asked if name not in names]  # fmt: skip
     if missing:
         raise Problems(missing)
     return [{**({"mac": nic.mac} if nic.mac else {}), **mapped[nic.network]} for nic in appliance.nics]

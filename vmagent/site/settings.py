@@ -5,6 +5,7 @@ Defaults stand once, in the schema.  Relative paths start at the folder of the f
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Tuple
@@ -33,6 +34,7 @@ class Site:
     owner: Optional[Owner]
     replies: str
     subscription: str  # of the events; "" = not durable
+    ovf_networks: Mapping[str, str] = dataclasses.field(default_factory=dict)  # envelope's name -> network type
 
     def commands(self, host: str) -> str:
         """The queue of one host's commands."""
@@ -94,5 +96,5 @@ def _site(path: Path, said: Mapping[str, Any]) -> Site:
     return Site(
         name=said["site"], hosts=tuple(said["hosts"]), broker=broker, key_pem=content("key"),
         chain_pem=content("chain"), owner=None if owner is None else Owner(owner["subject"], owner.get("fqan", "")),
-        replies=place("replies"), subscription=said["subscription"] or "",
+        replies=place("replies"), subscription=said["subscription"] or "", ovf_networks=said["ovf_networks"],
     )
