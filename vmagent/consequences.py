@@ -12,7 +12,8 @@ from typing import Dict, List, Mapping, Optional, Tuple
 from vmagent.core import events, plan, progress, revocation
 from vmagent.core.actions import Action, Do
 from vmagent.core.changes import Change, CommandRow, Publish, PutAudit, PutCommand, PutVm, SendReply
-from vmagent.core.model import DomainSeen, ImageRef, Now, Observed, Phase, Seen, VmRecord, VmSpec
+from vmagent.core.imagemodel import ImageRecord
+from vmagent.core.model import DomainSeen, Now, Observed, Phase, Seen, VmRecord, VmSpec
 from vmagent.core.policy import Policy
 from vmagent.world import World
 
@@ -60,13 +61,14 @@ class Consequences:
         self._world = world
         self.policy = policy
 
-    def distrust(self, spec: VmSpec) -> Optional[revocation.Distrust]:
+    def distrust(self, spec: VmSpec, now: Now) -> Optional[revocation.Distrust]:
         """Why this VM's image is not trusted now; None = it is."""
-        return self.distrust_of(spec.image)
+        return self.distrust_of(revocation.record_of(spec.image), now, spec.owner.vo)
 
-    def distrust_of(self, image: ImageRef) -> Optional[revocation.Distrust]:
-        """Why this image is not trusted now, for nobody in particular."""
-        return revocation.refused(image, self._world.revocations)
+    def distrust_of(self, image: ImageRecord, now: Now, vo: Optional[str] = None) -> Optional[revocation.Distrust]:
+        """Why this image is not trusted now; vo: for whom, None = for nobody in particular."""
+        said = revocation.refused(image, self._world.revocations)
+        return said or revocation.unendorsed(image, self._world.lists, self.policy.trust, now, vo)
 
     def of_plan(self, before: VmRecord, planned: plan.Plan, observed: Observed, now: Now) -> List[Change]:
         """Everything that adopting `planned` means."""

@@ -32,17 +32,18 @@ class ImageCommands:
 
     def effect(self, command: Command, now: Now) -> Done:
         """(changes, the reply's result).  Problem: `superseded`."""
-        return self._revoke(command, now) if command.verb == "image.revoke" else ([], self.listing())
+        return self._revoke(command, now) if command.verb == "image.revoke" else ([], self.listing(now))
 
     async def after(self) -> None:
         """The command is committed: reach what runs."""
         await self._revoker.look()
 
-    def listing(self) -> Dict[str, Any]:
+    def listing(self, now: Now) -> Dict[str, Any]:
         """What image.list answers."""
         records = list(self._world.records.values())
-        told = imageviews.known(self._consequences.policy.images, records)
-        return imageviews.listing(told, records, self._world.revocations, self._consequences.distrust_of)
+        told = imageviews.known(self._consequences.policy.images, records, self._world.lists)
+        return imageviews.listing(told, records, self._world.revocations,
+                                  lambda one: self._consequences.distrust_of(one, now))
 
     def running(self) -> List[Dict[str, Any]]:
         """VM by VM, on which image it runs."""

@@ -203,7 +203,7 @@ class Intake:
         authority.authorise(command, self.policy, (), ())
         admitted = admission.admit(command, self.policy, tuple(self._world.records.values()), room,
                                    Endorsements(self._world.lists, now.wall))
-        self._trusted(admitted.specs)
+        self._trusted(admitted.specs, now)
         refused = [{"member": index, "status": "refused", "problem": problem.as_json()}
                    for index, problem in admitted.refused]
         if command.args.get("dry_run"):
@@ -219,9 +219,9 @@ class Intake:
         reply = _reply(command, "accepted", result={"members": members + refused})
         return changes, self._row(command, ids, "accepted", reply, now), ids
 
-    def _trusted(self, specs: Sequence[VmSpec]) -> None:
+    def _trusted(self, specs: Sequence[VmSpec], now: Now) -> None:
         """Nothing starts, or starts anew, from an image that is not trusted: Problems, each reason once."""
-        found = [self._consequences.distrust(spec) for spec in specs]
+        found = [self._consequences.distrust(spec, now) for spec in specs]
         reasons = {one.cause: one.problem for one in found if one is not None}
         if reasons:
             raise Problems(list(reasons.values()))
@@ -244,7 +244,7 @@ class Intake:
             free_gib = admission.disk_left_gib(self.policy, tuple(self._world.records.values()), room)
             snapshots.admit(command, self.policy, chosen, room.snapshots, free_gib)
         if VERBS[command.verb].anew:
-            self._trusted([record.spec for record in chosen])
+            self._trusted([record.spec for record in chosen], now)
         after = [(record, verbs.apply(command, record, self.policy, now)) for record in chosen]
         ids = tuple(record.vm for record in chosen)
         members = [{"vm": vm, "status": "accepted"} for vm in ids]

@@ -89,7 +89,7 @@ class Queries:
 
     async def _list_images(self, args: Args) -> Any:
         """What image.list answers, and VM by VM who runs on what."""
-        return {**self._catalogue.listing(), "running": self._catalogue.running()}
+        return {**self._catalogue.listing(self._now()), "running": self._catalogue.running()}
 
     def _newest(self, vm: str) -> Mapping[str, Observed]:
         """The last look at this VM with the last at its network, which is looked at more often."""

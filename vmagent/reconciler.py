@@ -177,8 +177,9 @@ class Reconciler:
         return tuple(changes), planned
 
     def _plan(self, record: VmRecord, observed: Observed) -> planning.Plan:
-        distrust = self._consequences.distrust(record.spec)
-        return planning.plan(record, observed, self._clock.now(), self._consequences.policy, distrust)
+        now = self._clock.now()
+        distrust = self._consequences.distrust(record.spec, now)
+        return planning.plan(record, observed, now, self._consequences.policy, distrust)
 
     def _world_phase(self, vm: str) -> str:
         record = self._world.records.get(vm)

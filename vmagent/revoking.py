@@ -2,7 +2,8 @@
 
 Rules
 
-1. Looked at whenever something changes that trust depends on (revocations, policy, a restart), and once a minute.
+1. Looked at whenever something changes that trust depends on (revocations, lists, policy, a restart); at the instant
+   at which an endorsement ends; and once a minute, for wall clocks are stepped.
 2. What it decides is a wish, committed with the alert that tells it; the planner does the rest.  So `kill -9` before
    the commit means that the next look decides it, and after the commit that it is decided: nothing is done twice.
 3. A wish that never ran is the planner's, which refuses to start it (plan.py); here it is only marked.
@@ -19,7 +20,7 @@ from vmagent.consequences import Consequences, unseen
 from vmagent.core import codec, events, imageviews
 from vmagent.core.changes import Change, Publish
 from vmagent.core.model import ImageRef, Now, Phase, VmRecord
-from vmagent.core.revocation import Distrust, judged
+from vmagent.core.revocation import Distrust, judged, next_change_s
 from vmagent.crashpoint import reach
 from vmagent.errors import Fault
 from vmagent.world import World
@@ -27,6 +28,9 @@ from vmagent.world import World
 log = logging.getLogger("vmagent.revoking")
 AGAIN_S = 5.0
 """How soon a look whose commit failed is made again."""
+
+LONGEST_S = 86400.0
+"""The longest sleep; the instant is reckoned anew then."""
 
 _Deed = Tuple[ImageRef, str, str]  # image, cause, what was done
 
@@ -64,6 +68,16 @@ class Revoker:
         reach("revoked")
         for vm in marks:
             self._mark(vm)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Look again when the next endorsement ends."""
+        users = imageviews.users(list(self._world.records.values()))
+        images = tuple({record.spec.image for record in users})
+        wait_s = next_change_s(images, self._world.lists, self._consequences.policy.trust, self._clock.now())
+        if wait_s is not None:
+            self._cancel()
+            self._waiting = self._timer.callLater(min(wait_s, LONGEST_S), self._again)
 
     def stop(self) -> None:
         """Look no more."""
@@ -85,7 +99,7 @@ class Revoker:
         deeds: Dict[_Deed, List[VmRecord]] = {}
         why: Dict[_Deed, Distrust] = {}
         for record in imageviews.users(list(self._world.records.values())):
-            distrust = self._consequences.distrust(record.spec)
+            distrust = self._consequences.distrust(record.spec, now)
             if not record.journal.may_have_run:
                 marks += [record.vm] if distrust else []
                 continue

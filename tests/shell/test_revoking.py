@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from pathlib import Path
 from typing import Any, Iterator, List, Mapping
@@ -9,14 +10,15 @@ from typing import Any, Iterator, List, Mapping
 import pytest
 
 from tests.shell.test_loop import again, started
-from tests.support import building
+from tests.support import building, imagelists
 from tests.support.memory_store import FailingStore, MemoryStore, full, never
 from tests.support.site import Site, start_args
-from vmagent.core import schemas
+from vmagent.core import imagelist, schemas, walltime
 from vmagent.core.actions import Do
 from vmagent.core.identity import vm_id
 from vmagent.core.model import Desired, Outcome, Phase, Seen
-from vmagent.core.policy import Authority, Policy
+from vmagent.core.policy import Authority, Endorser, ListSource, Policy, TrustPolicy
+from vmagent.core.trust import VerifiedList
 from vmagent.errors import Problem
 
 
@@ -45,6 +47,24 @@ def with_policy(site: Site, **kw: Any) -> None:
 def told(site: Site) -> List[Mapping[str, Any]]:
     return [row.data for row in site.rows()
             if row.type.endswith("security.alert") and row.data["kind"] == "image-distrusted"]
+
+
+def listed(site: Site, expires: str = imagelists.EXPIRES, **members: Any) -> None:
+    """The list as last verified."""
+    made = imagelist.parse(imagelists.text(expires=expires, **members))
+    site.world.lists = {made.identifier: VerifiedList(made, imagelists.NOW, made.endorser)}
+
+
+def endorsing(**kw: Any) -> Policy:
+    """No image without this list."""
+    source = ListSource(imagelists.IDENTIFIER, endorsers=(imagelists.ENDORSER,))
+    return policy(trust=TrustPolicy("deny", (source,)), **kw)
+
+
+def on_a_listed_image(site: Site, **kw: Any) -> str:
+    site.consequences.policy = endorsing(**kw)
+    listed(site, images=[imagelists.image("golden", building.SHA512)])
+    return started(site)
 
 
 def revoke(site: Site, **args: Any) -> Mapping[str, Any]:
@@ -240,7 +260,7 @@ def test_the_journal_names_what_it_was(site: Site) -> None:
     """A revocation without a why is told as one."""
     site.send("image.revoke", {"id": "tiny"})
     with pytest.raises(Problem) as caught:
-        distrust = site.consequences.distrust(building.spec())
+        distrust = site.consequences.distrust(building.spec(), site.host.now())
         assert distrust is not None
         raise distrust.problem
     assert "no reason was given" in caught.value.detail
@@ -272,3 +292,56 @@ def test_a_restart_under_way_ends_instead(site: Site) -> None:
     revoke(site)
     site.settle(lambda: vm not in site.world.records, 200)
     assert site.host.worlds[vm].boots == 1
+
+
+# ---- endorsement that ends
+
+
+def test_an_image_that_a_newer_list_no_longer_has_reaches_who_runs_on_it(site: Site) -> None:
+    vm = on_a_listed_image(site, on_revoked="stop")
+    listed(site, version="2", images=[imagelists.image("golden", "cd" * 64)])
+    site.run(site.revoker.look())
+    site.settle(lambda: vm not in site.world.records, 300)
+    (alert,) = told(site)
+    assert alert["problem"] == "image-withdrawn" and alert["vms"][0]["vm"] == vm
+    assert site.replies(site.send("vm.start", start_args()))[-1]["status"] == "refused"
+
+
+def test_a_list_that_expires_wakes_nobody_before_and_is_told_then(site: Site) -> None:
+    """No news come: the instant itself is waited for, by the clock of the list."""
+    vm = on_a_listed_image(site, on_revoked="pause")
+    wall = site.host.now().wall
+    soon = walltime.text(walltime.seconds(wall) + 100)[:19] + "Z"
+    listed(site, expires=soon, images=[imagelists.image("golden", building.SHA512)])
+    site.run(site.revoker.look())
+    ends = site.reactor.seconds() + 90
+    site.settle(lambda: site.reactor.seconds() >= ends)
+    assert not told(site) and site.phase(vm) is Phase.READY
+    site.settle(lambda: site.phase(vm) is Phase.PAUSED, 60)
+    assert [alert["action"] for alert in told(site)] == ["pause"]
+
+
+def test_renewed_in_time_nothing_happens_and_renewed_late_it_is_trusted_again(site: Site) -> None:
+    vm = on_a_listed_image(site, on_revoked="pause")
+    good = site.world.lists
+    site.world.lists = {}
+    site.run(site.revoker.look())
+    assert not told(site), "a list of which no copy is here yet says nothing"
+    listed(site, version="2", images=[])
+    site.run(site.revoker.look())
+    site.settle(lambda: site.phase(vm) is Phase.PAUSED)
+    site.world.lists = good
+    site.run(site.revoker.look())
+    assert site.states(vm)[-1]["reason"] == "its image is trusted again"
+    site.send("vm.resume", {"vms": [vm]})
+    site.settle(lambda: site.phase(vm) is Phase.READY)
+
+
+def test_an_endorser_who_is_denied_reaches_who_runs_on_his_images(site: Site) -> None:
+    vm = on_a_listed_image(site)
+    before = site.consequences.policy
+    denied = dataclasses.replace(before.trust, endorsers=(Endorser(imagelists.ENDORSER, "deny"),))
+    site.consequences.policy = dataclasses.replace(before, trust=denied, on_revoked="kill")
+    site.run(site.revoker.look())
+    site.settle(lambda: vm not in site.world.records)
+    assert [alert["problem"] for alert in told(site)] == ["endorser-denied"]

@@ -6,13 +6,15 @@ although nobody tells of it any more (source "gone").
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from vmagent.core import codec
-from vmagent.core.imagemodel import SITE, ImageRecord, Revocation
-from vmagent.core.model import ImageRef, Phase, VmRecord
+from vmagent.core import codec, trust
+from vmagent.core.imagemodel import ImageRecord, Revocation
+from vmagent.core.model import Phase, VmRecord
 from vmagent.core.policy import CatalogueImage
-from vmagent.core.revocation import Distrust, against, version
+from vmagent.core.revocation import Distrust, against, record_of, version
+from vmagent.core.trust import VerifiedList
 
 GONE = "gone"
 MOST_REVOCATIONS = 1000
@@ -21,14 +23,18 @@ MOST_REVOCATIONS = 1000
 Key = Tuple[str, str]
 
 
-def known(catalogue: Mapping[str, CatalogueImage], records: Sequence[VmRecord]) -> Tuple[ImageRecord, ...]:
+def known(
+    catalogue: Mapping[str, CatalogueImage], records: Sequence[VmRecord], lists: Mapping[str, VerifiedList]
+) -> Tuple[ImageRecord, ...]:
     """Every image that there is something to say about, by id."""
-    found: Dict[Key, ImageRecord] = {
-        (one.id, one.sha512): ImageRecord(one.id, one.sha512, one.format, SITE) for one in catalogue.values()
-    }
+    found: Dict[Key, ImageRecord] = {(one.id, one.sha512): trust.of_catalogue(one) for one in catalogue.values()}
+    for held in lists.values():
+        for one in held.list.images:
+            found.setdefault((one.id, one.sha512), one)
     for record in users(records):
         image = record.spec.image
-        found.setdefault((image.id, image.sha512), ImageRecord(image.id, image.sha512, image.format, GONE))
+        gone = dataclasses.replace(record_of(image), source=GONE)
+        found.setdefault((image.id, image.sha512), record_of(image) if image.url and not image.list else gone)
     return tuple(one for _, one in sorted(found.items()))
 
 
@@ -89,13 +95,12 @@ def listing(
     told: Sequence[ImageRecord],
     records: Sequence[VmRecord],
     revocations: Mapping[str, Revocation],
-    distrust: Callable[[ImageRef], Optional[Distrust]],
+    distrust: Callable[[ImageRecord], Optional[Distrust]],
 ) -> Dict[str, Any]:
     """Everything: the images, and what the site said against some, known here or not; newest first."""
     newest = sorted(revocations.values(), key=lambda one: one.version, reverse=True)
     return {
-        "images": [image(one, against(one, revocations), distrust(ImageRef(one.id, one.sha512, one.format)),
-                         len(on(one, records))) for one in told],
+        "images": [image(one, against(one, revocations), distrust(one), len(on(one, records))) for one in told],
         "revocations": [revocation(one) for one in newest[:MOST_REVOCATIONS]],
         "revocation_version": version(revocations),
     }  # fmt: skip

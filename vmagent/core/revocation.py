@@ -9,18 +9,23 @@ Rules
 4. When the image is trusted again the journal says so, and nothing is undone: whoever paused for it resumes.
 5. A revocation is about a name (`id`) or about bytes (`sha512`).  The newest version about it counts, so a newer one
    with `report` takes back a mistake.  Where both kinds are about one image the stricter one counts.
+6. What a guest was admitted with (ImageRef) is asked about, not what has its name now.  A list that the site takes and
+   of which no copy was read yet says nothing: it is decided when the list that was there expires, not at once.
+   That an image left the site's own catalogue revokes nothing: nobody can name it any more, that is all.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Mapping, Optional, Tuple, Union
+from typing import Any, Iterator, Mapping, Optional, Sequence, Tuple, Union
 
+from vmagent.core import trust, walltime
 from vmagent.core.ending import because, begin_stop, journaled
-from vmagent.core.imagemodel import ImageRecord, Revocation
+from vmagent.core.imagemodel import LIST, REQUEST, SITE, ImageRecord, Revocation
 from vmagent.core.model import Desired, ImageRef, Now, VmRecord
-from vmagent.core.policy import Policy
+from vmagent.core.policy import Policy, TrustPolicy
+from vmagent.core.trust import VerifiedList
 from vmagent.errors import Problem
 
 ACTIONS: Tuple[str, ...] = ("report", "forbid", "pause", "stop", "kill")
@@ -56,6 +61,50 @@ def refused(image: Union[ImageRef, ImageRecord], revocations: Revocations) -> Op
     detail = f"image {image.id} was revoked by {said.by}: {said.why or 'no reason was given'}"
     problem = Problem("image-revoked", detail, image=image.id, by=said.by, at=said.wall, version=said.version)
     return Distrust(f"image-revoked {said.version}", problem, said.action)
+
+
+def record_of(image: ImageRef) -> ImageRecord:
+    """What a guest was admitted with, as the record that trust.py judges."""
+    source = LIST if image.url and image.list else REQUEST if image.url else SITE
+    return ImageRecord(
+        image.id, image.sha512, image.format, source, image.url, image.size, image.endorser, image.list,
+        image.list_version,
+    )  # fmt: skip
+
+
+def unendorsed(
+    image: ImageRecord, lists: Mapping[str, VerifiedList], policy: TrustPolicy, now: Now, vo: Optional[str]
+) -> Optional[Distrust]:
+    """What trust.py says about an image that was admitted once; rule 6."""
+    if image.list and image.source not in trust.ENOUGH[policy.unendorsed]:
+        image = dataclasses.replace(image, source=LIST)  # the site's own, which needs the list all the same
+    problem = trust.verdict(image, lists, policy, now.wall, vo)
+    if problem is None or (problem.type == "list-unknown" and policy.source(image.list) is not None):
+        return None
+    return Distrust(f"{problem.type} {image.list}".rstrip(), problem)
+
+
+def next_change_s(
+    images: Sequence[ImageRef], lists: Mapping[str, VerifiedList], policy: TrustPolicy, now: Now
+) -> Optional[float]:
+    """Seconds until time alone may take the trust of one of these away; None = never."""
+    now_s = walltime.seconds(now.wall)
+    instants = [at for image in images for held in lists.values() for at in _instants(image, held, policy)]
+    return min((at - now_s for at in instants if at > now_s), default=None)
+
+
+def _instants(image: ImageRef, held: VerifiedList, policy: TrustPolicy) -> Iterator[float]:
+    """Wall seconds at which this list's endorsement of the image ends."""
+    entry = held.list.endorses(image.sha512)
+    if entry is None:
+        return
+    yield walltime.seconds(held.list.expires_wall)
+    if entry.expires_wall:
+        yield walltime.seconds(entry.expires_wall)
+    source, rule = policy.source(held.list.identifier), trust.rule_of(held.list.endorser, policy)
+    for most_s in (source.maximum_age_s if source else None, rule.maximum_age_s):
+        if most_s is not None:
+            yield walltime.seconds(held.list.created_wall) + most_s + 1  # older than, not as old as
 
 
 def version(revocations: Revocations) -> int:
