@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from vmagent import ports
 from vmagent.core import identity, proof
 from vmagent.core.model import DomainSeen, HostSeen, NetworkSeen, Observed, Seen, VmRecord, VmSpec
+from vmagent.core.snapshotmodel import is_file
 from vmagent.errors import Fault
 from vmagent.world import World
 
@@ -192,7 +193,7 @@ class Observer:
             return (await self._images.leftovers()).get(vm, frozenset())
         except Fault as fault:
             log.warning("disks of %s: %s", vm, fault)
-            return (last.leftovers if last else frozenset()) & {"overlay", "scratch", "layer", "seed"}
+            return frozenset(word for word in (last.leftovers if last else ()) if is_file(word))
 
     def _speaking(self, record: VmRecord) -> Tuple[str, ...]:
         return tuple(i.device for i in record.spec.interfaces if self._frames.get(i.device, 0) > 0)

@@ -96,10 +96,13 @@ class Images(Protocol):
     """Golden images, overlays and seeds on the local disk."""
 
     def perform(self, action: Action) -> Deferred[None]:
-        """MAKE_OVERLAY, MAKE_SEED, CLEAN_UP (layers too).  Faults: REFUSED (image wrong), FULL, UNKNOWN."""
+        """MAKE_OVERLAY, MAKE_SEED, CLEAN_UP (layers too), CUT_BACK, MAKE_LAYER.
+
+        Faults: REFUSED (image wrong), FULL, UNKNOWN.
+        """
 
     def leftovers(self) -> Deferred[Mapping[str, FrozenSet[str]]]:
-        """For each VM id with files here, which of "overlay", "layer" (of a snapshot), "seed"."""
+        """For each VM id with files here, which of "overlay", "seed", "layer:NAME" (of a snapshot)."""
 
     def free_gib(self) -> Deferred[int]:
         """Free space where overlays live, in GiB, rounded down."""

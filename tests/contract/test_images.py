@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any, Callable, Tuple
 
@@ -12,9 +13,10 @@ from tests.support.building import spec
 from tests.support.fake_images import GIB, FakeImages
 from tests.support.golden import NEEDED, TOOLS, Shelf, spec_on
 from tests.support.lanes import HandTurned
-from vmagent import ports
+from vmagent import children, ports
 from vmagent.core.actions import Action, Do
 from vmagent.core.model import ImageRef, VmSpec
+from vmagent.core.snapshotmodel import layer_file
 from vmagent.errors import Fault, FaultKind
 
 SIZE = 3 * GIB
@@ -32,8 +34,8 @@ class Bench:
     def spec(self, member: int = 0, **kw: Any) -> VmSpec:
         return spec_on(self.image, member=member, **{"disk_gib": 3, **kw})
 
-    def do(self, do: Do, of: VmSpec) -> None:
-        self._settle(self.images.perform(Action(do, of)))
+    def do(self, do: Do, of: VmSpec, layers: Tuple[str, ...] = ()) -> None:
+        self._settle(self.images.perform(Action(do, of, layers=layers)))
 
     def fault(self, do: Do, of: VmSpec) -> Fault:
         with pytest.raises(Fault) as caught:
@@ -127,3 +129,41 @@ def test_paths_are_absolute_and_of_one_vm(bench: Bench) -> None:
 def test_free_space_is_a_whole_number(bench: Bench) -> None:
     assert isinstance(bench.free(), int)
     assert bench.free() >= 0
+
+
+def test_layers_are_made_cut_back_and_go_with_the_rest(bench: Bench) -> None:
+    of, other = bench.spec(), bench.spec(1)
+    for each in (of, other):
+        bench.do(Do.MAKE_OVERLAY, each)
+        bench.do(Do.MAKE_SEED, each)
+        for layers in (("a",), ("a", "c"), ("a", "c", "d-1")):
+            bench.do(Do.MAKE_LAYER, each, layers)
+    whole = {"overlay", "seed", "layer:a", "layer:c", "layer:d-1"}
+    assert bench.leftovers() == {of.vm: whole, other.vm: whole}
+    for _ in range(2):
+        bench.do(Do.CUT_BACK, of, ("a",))
+        assert bench.leftovers() == {of.vm: {"overlay", "layer:a"}, other.vm: whole}
+    for _ in range(2):
+        bench.do(Do.CLEAN_UP, of)
+        assert bench.leftovers() == {other.vm: whole}
+
+
+@pytest.mark.skipif(not TOOLS, reason=NEEDED)
+def test_a_layer_is_empty_and_stands_on_what_is_below(tmp_path: Path) -> None:
+    reactor = HandTurned()
+    shelf = Shelf(tmp_path)
+    image = shelf.made("big", "qcow2", size=str(SIZE))
+    images = shelf.images(reactor)
+    reactor.settle(images.start())
+    bench = Bench(images, image, reactor.settle)
+    of = bench.spec()
+    bench.do(Do.MAKE_OVERLAY, of)
+    for layers in (("a",), ("a", "c")):
+        bench.do(Do.MAKE_LAYER, of, layers)
+    overlay = images.paths(of.vm)[0]
+    top = layer_file(overlay, "c")
+    told = json.loads(children.run(["qemu-img", "info", "--backing-chain", "--output=json", top], 20.0))
+    assert [one["filename"] for one in told][:3] == [top, layer_file(overlay, "a"), overlay]
+    assert [one.get("backing-filename-format") for one in told][:2] == ["qcow2", "qcow2"]
+    assert {one["virtual-size"] for one in told[:3]} == {of.disk_gib * GIB}
+    assert oct(Path(top).stat().st_mode & 0o777) == "0o600"

@@ -21,6 +21,7 @@ from vmagent.core.model import Seen
 from vmagent.core.snapshotmodel import Job, JobDone, SnapshotState, layer_file, memory_file
 from vmagent.errors import Fault, FaultKind
 from vmagent.hypervisor import layers
+from vmagent.images.layers import cut_back, make_layer
 
 needs_libvirtd = pytest.mark.skipif(not libvirtd.can_run(), reason="needs root and libvirtd")
 TAKE, DELETE = Do.TAKE_SNAPSHOT, Do.DELETE_SNAPSHOT
@@ -230,7 +231,7 @@ def test_an_interrupted_deletion_is_taken_up_again(real) -> None:
 def test_a_frozen_qemu_is_given_up_in_time_and_what_it_does_later_is_found(real) -> None:
     spec = running(real)
     other = running(real)
-    pid = hypervisor.qemu_pid(spec.vm, _folder(real))
+    pid = _qemu(spec.vm)
     os.kill(pid, signal.SIGSTOP)
     try:
         begun = real.loop.seconds()
@@ -245,14 +246,39 @@ def test_a_frozen_qemu_is_given_up_in_time_and_what_it_does_later_is_found(real)
     assert real.see(spec).seen is Seen.RUNNING
 
 
-def _folder(rig) -> Path:
-    uri = rig.port.info().uri
-    socket = Path("/run/libvirt/libvirt-sock") if "socket=" not in uri else Path(uri.split("socket=")[1])
-    private = socket.parent / "run-libvirt" / "qemu"
-    return private if private.is_dir() else Path("/run/libvirt/qemu")
+def _qemu(vm: str) -> int:
+    """The process whose arguments name this VM."""
+    found = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline")
+             if path.exists() and f"guest=vma-{vm}".encode() in path.read_bytes()]
+    assert len(found) == 1
+    return found[0]
 
 
 def test_names_are_files_beside_the_overlay() -> None:
     vm = str(uuid.uuid4())
     assert layer_file(f"/o/{vm}.qcow2", "a-1") == f"/o/{vm}.snap-a-1.qcow2"
     assert memory_file(f"/o/{vm}.qcow2", "a-1") == f"/o/{vm}.snap-a-1.mem"
+
+
+@needs_libvirtd
+def test_back_to_a_snapshot_the_guest_runs_on_an_empty_layer_over_what_was(real) -> None:
+    """What the planner does in steps: destroy, undefine, cut back, make the layer anew, define on it, start."""
+    spec = running(real)
+    overlay = real.disks.paths(spec).overlay
+    for name in "abc":
+        done(real, TAKE, spec, name)
+    real.do(Do.DESTROY, spec)
+    real.do(Do.UNDEFINE, spec)
+    below = Path(layer_file(overlay, "a")).read_bytes()
+    cut_back(overlay, f"{overlay}.none", [Path(layer_file(overlay, name)) for name in "abc"], ["a"])
+    make_layer(spec, overlay, ["a", "b"], Path(f"{overlay}.part"))
+    real.do(Do.DEFINE, spec, layers=("a", "b"))
+    real.do(Do.START_PAUSED, spec)
+    real.do(Do.RESUME, spec)
+    assert chain(real, spec) == ["a", "b"] and real.see(spec).seen is Seen.RUNNING
+    assert Path(layer_file(overlay, "a")).read_bytes() == below
+    for name in "ba":
+        done(real, DELETE, spec, name)
+    assert chain(real, spec) == []
+    golden = os.stat(real.disks.paths(spec).golden)
+    assert (golden.st_uid, golden.st_gid) == (0, 0)  # over all layers libvirt has not taken it over

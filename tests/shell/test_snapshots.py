@@ -180,3 +180,18 @@ def test_a_deletion_under_way_is_not_aborted_for_another(site: Site) -> None:
     site.settle(lambda: all(one.over for one in of(site, vm)))
     assert site.host.jobs.layers[vm] == []
 
+
+
+def test_back_to_a_snapshot_from_the_frame_to_the_last_reply(tmp_path: Path) -> None:
+    rules = SnapshotRules(allowed=True, default_keep_s=3000, job_s=60, revert="allow")
+    site = Site(tmp_path, policy=building.policy(snapshots=rules))
+    vm = started(site)
+    for name in ("a", "c"):
+        assert last(site, snap(site, vm, name=name))["status"] == "done"
+    reply = last(site, site.send("vm.revert", {"vms": [vm], "snapshot": "a", "grace_s": 0}))
+    assert reply["status"] == "done"
+    world = site.host.worlds[vm]
+    assert world.broken == [] and world.boots == 2
+    assert [one.state for one in of(site, vm)] == [S.THERE, S.GONE]
+    assert {word for word in world.left if word.startswith("layer:")} == {"layer:a"}
+    site.stop()

@@ -8,6 +8,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 
 from vmagent.core.actions import Action, Do
 from vmagent.core.model import SCRATCH, VmSpec
+from vmagent.core.snapshotmodel import layer_word
 from vmagent.errors import Fault, FaultKind
 
 GIB = 2**30
@@ -62,6 +63,10 @@ class FakeImages:
         kinds = self.files.setdefault(action.vm, set())
         if action.do is Do.CLEAN_UP:
             kinds.clear()
+        elif action.do is Do.CUT_BACK:
+            kinds &= {"overlay", "scratch", *map(layer_word, action.layers)}
+        elif action.do is Do.MAKE_LAYER:
+            kinds.add(layer_word(action.layers[-1]))
         else:
             kinds.add("overlay" if action.do is Do.MAKE_OVERLAY else "seed")
         if action.do is Do.MAKE_OVERLAY and any(disk.kind == SCRATCH for disk in action.spec.disks):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List, Optional, Set, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 from twisted.internet.defer import Deferred, fail, succeed
 
@@ -24,6 +24,7 @@ class FakeJobs:
     def __init__(self, seen: Callable[[str], Seen], kinds: Tuple[str, ...] = ("disk", "full")) -> None:
         self._seen = seen
         self._kinds = kinds
+        self.on_layers: Callable[[str, Sequence[str]], None] = lambda vm, names: None
         self.layers: Dict[str, List[str]] = {}
         self.failing: Dict[Do, List[Fault]] = {}
         self.done: List[Tuple[str, Do, str]] = []
@@ -71,6 +72,7 @@ class FakeJobs:
         if action.do is Do.DELETE_SNAPSHOT and name in layers:
             layers.remove(name)
         self.done.append((action.vm, action.do, name))
+        self.on_layers(action.vm, layers)
         return succeed(JobDone(size_bytes=196608))
 
     def _refusal(self, action: Action) -> Optional[Fault]:

@@ -21,6 +21,7 @@ from vmagent.core.actions import Action, Do
 from vmagent.core.context import NOTHING, Context
 from vmagent.core.model import DomainSeen, ForeignSeen, HostSeen, HypervisorInfo, Now, Seen
 from vmagent.core.seed import seed_files
+from vmagent.core.snapshotmodel import is_file, layer_word
 from vmagent.errors import Fault, FaultKind
 
 
@@ -43,6 +44,7 @@ class FakeHost:
         self.seeds: Dict[str, Mapping[str, bytes]] = {}  # VM id -> the files of its seed, as last made
         self.firewall, self.shaper, self.cgroups = HostFirewall(self), HostShaper(self), HostCgroups(self)
         self.jobs = FakeJobs(lambda vm: self.worlds[vm].seen if vm in self.worlds else Seen.MISSING)
+        self.jobs.on_layers = self._layered
 
     def now(self) -> Now:
         at = self.clock.seconds()
@@ -75,6 +77,11 @@ class FakeHost:
         world.perform(action)
         self.done.append((action.vm, action.do))
         return succeed(None)
+
+    def _layered(self, vm: str, names: Sequence[str]) -> None:
+        """A job made or removed files of snapshots."""
+        world = self.worlds[vm]
+        world.left = {word for word in world.left if not word.startswith("layer:")} | set(map(layer_word, names))
 
     # -- hypervisor
 
@@ -113,7 +120,7 @@ class FakeHost:
     def leftovers(self, *args: Any) -> Any:
         if args:  # as Processes: (vm, devices)
             return frozenset()
-        return succeed({vm: frozenset(w.left & {"overlay", "seed"}) for vm, w in self.worlds.items()})
+        return succeed({vm: frozenset(word for word in w.left if is_file(word)) for vm, w in self.worlds.items()})
 
     def free_gib(self) -> Deferred[int]:
         return succeed(500)

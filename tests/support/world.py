@@ -32,6 +32,7 @@ from vmagent.core.model import (
 from vmagent.core.plan import Plan, plan
 from vmagent.core.policy import Policy
 from vmagent.core.quota import cpu_limit
+from vmagent.core.snapshotmodel import is_file, layer_word
 
 LIVE = (Seen.RUNNING, Seen.PAUSED, Seen.STOPPING, Seen.STUCK)
 LOOSE = CpuLimit(100_000, -1)
@@ -223,8 +224,20 @@ class World:
     def _clean_up(self, action: Action) -> None:
         if self.seen in LIVE:
             self.broken.append("disk taken away under a live guest")
-        self.left -= {"overlay", "scratch", "seed"}
+        self.left = {word for word in self.left if not is_file(word)}
         self.disk_of = None
+
+    def _cut_back(self, action: Action) -> None:
+        if self.seen in LIVE:
+            self.broken.append("layers taken away under a live guest")
+        kept = {"overlay", "scratch", *map(layer_word, action.layers)}
+        self.left = {word for word in self.left if not is_file(word) or word in kept}
+
+    def _make_layer(self, action: Action) -> None:
+        if {"overlay", *map(layer_word, action.layers[:-1])} - self.left:
+            self.broken.append("a layer on nothing")
+        self.left.add(layer_word(action.layers[-1]))
+        self.disk_of = self.spec.incarnation
 
     def _remove_firewall(self, action: Action) -> None:
         self.left.discard("firewall")
@@ -263,6 +276,8 @@ _EFFECTS: Dict[Do, Callable[[World, Action], None]] = {
     Do.UNDEFINE: World._undefine,
     Do.WRITE_TAG: World._write_tag,
     Do.CLEAN_UP: World._clean_up,
+    Do.CUT_BACK: World._cut_back,
+    Do.MAKE_LAYER: World._make_layer,
     Do.REMOVE_FIREWALL: World._remove_firewall,
 }
 

@@ -160,7 +160,7 @@ def test_capabilities_say_what_this_host_can_enforce(of: HypervisorInfo, cpu_cap
         "start": True, "emulated": False, "cpu_cap": cpu_cap, "cgroup": None, "disk_io": True,
         "bandwidth": {"qdisc": "", "why": "no tbf"},
         "firewall": {"tracking": "sets", "why": "no bridge conntrack"},
-        "snapshots": {"allowed": True, "kinds": []},
+        "snapshots": {"allowed": True, "kinds": [], "revert": False},
     }  # fmt: skip
     known = schemas.schema("event.host.state")["properties"]["capabilities"]["required"]
     assert set(told) == set(known)

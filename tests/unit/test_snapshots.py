@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 from typing import Any, List, Tuple
 
 import pytest
 
 from tests.support import building as b
+from tests.support.world import World, settle
 from vmagent.core import codec, dn, events, request, schemas, snapshotplan, snapshots, verbs
 from vmagent.core.actions import Action, Do
 from vmagent.core.commands import Command, Signer
 from vmagent.core.model import Desired, Outcome, Seen, VmRecord
 from vmagent.core.plan import plan
 from vmagent.core.snapshotmodel import OVER, JobDone, Snapshot, SnapshotRules, SnapshotState
+from vmagent.core.snapshotxml import over_layers, snapshot_xml
 from vmagent.errors import Fault, FaultKind, Problem, Problems
 
 S = SnapshotState
@@ -302,3 +306,114 @@ def test_progress_is_told_in_tens() -> None:
     of = record(b.snapshot("a", S.DELETING))
     assert [snapshotplan.progressed(of, job(of), p).snapshots[0].percent for p in (0, 9, 10, 57, 100, 140)] == [
         0, 0, 10, 50, 100, 100]
+
+
+# -- going back to one
+
+BACK = dataclasses.replace(RULES, revert="allow")
+REVERTING = b.policy(snapshots=BACK)
+THREE = (b.snapshot("a", S.THERE), b.snapshot("c", S.THERE), b.snapshot("d", S.THERE))
+
+
+def reverted(of: VmRecord, rules: SnapshotRules = BACK, **args: Any) -> VmRecord:
+    payload = {"schema": "vm.revert/1", "id": b.COMMAND, "issued_at": b.WALL, "valid_until": "2026-11-20T12:59:59Z",
+               "target": "wn017.site.example.org", "args": {"all": True, "grace_s": 0, **args}}
+    asked = request.parse(payload, "d" * 64, SIGNER, "broker")
+    return verbs.apply(asked, of, b.policy(snapshots=rules), b.now())
+
+
+@pytest.mark.parametrize(
+    ("of", "rules", "type"),
+    [
+        (THREE, RULES, "snapshot-revert-denied"),
+        (THREE, dataclasses.replace(BACK, allowed=False), "snapshot-revert-denied"),
+        ((), BACK, "not-found"),
+        ((b.snapshot("c", S.GONE),), BACK, "not-found"),
+        ((b.snapshot("c", S.CREATING),), BACK, "snapshot-state"),
+        ((b.snapshot("c", S.THERE, kind="full"),), BACK, "not-supported-here"),
+        ((b.snapshot("c", S.THERE), b.snapshot("e", S.DELETING)), BACK, "snapshot-busy"),
+        ((b.snapshot("c", S.THERE), b.snapshot("e", S.CREATING)), BACK, "snapshot-busy"),
+    ],
+)
+def test_no_way_back(of: Any, rules: SnapshotRules, type: str) -> None:
+    with pytest.raises(Problem) as caught:
+        reverted(record(*of), rules, snapshot="c")
+    assert caught.value.type == type
+
+
+def lived(of: VmRecord, left: Any = ("layer:a", "layer:c", "layer:d")) -> World:
+    """A guest that runs on its layers, as the record says."""
+    world = World(of.spec, Seen.RUNNING)
+    world.left |= set(left)
+    return world
+
+
+def test_back_to_a_snapshot_only_what_is_above_goes_and_every_limit_is_proven_again() -> None:
+    before = record(*THREE)
+    world = lived(before)
+    after, does = settle(world, reverted(before, snapshot="c"), REVERTING)
+    assert world.broken == [] and world.seen is Seen.RUNNING and world.boots == 1
+    assert Do.CUT_BACK in does and Do.MAKE_LAYER in does and Do.MAKE_SEED in does
+    assert Do.MAKE_OVERLAY not in does and Do.CLEAN_UP not in does
+    assert does.index(Do.CUT_BACK) < does.index(Do.MAKE_LAYER) < does.index(Do.DEFINE) < does.index(Do.RESUME)
+    assert {word for word in world.left if word.startswith("layer:")} == {"layer:a", "layer:c"}
+    assert [one.state for one in after.snapshots] == [S.THERE, S.THERE, S.GONE]
+    assert (after.spec.incarnation, after.journal.revert_to) == (1, "")
+
+
+def test_the_definition_stands_on_the_layers() -> None:
+    before = record(*THREE[:2], journal={"renewed_at": 1000.0, "renewed_boot": b.BOOT})
+    left = frozenset({"overlay", "seed", "firewall", "layer:a", "layer:c"})
+    seen = b.observed(Seen.MISSING, before.spec, leftovers=left)
+    found = plan(before, seen, b.now(), REVERTING)
+    assert (found.action.do, found.action.layers) == (Do.DEFINE, ("a", "c"))
+
+
+def test_without_a_name_it_is_the_golden_image_and_none_stays() -> None:
+    before = record(*THREE)
+    world = lived(before)
+    after, does = settle(world, reverted(before), REVERTING)
+    assert Do.CLEAN_UP in does and Do.CUT_BACK not in does and Do.MAKE_OVERLAY in does
+    assert all(one.state is S.GONE for one in after.snapshots)
+    assert world.broken == [] and not any(word.startswith("layer:") for word in world.left)
+
+
+def test_nothing_is_started_on_half_a_disk() -> None:
+    before = record(*THREE)
+    world = lived(before, left=("layer:c", "layer:d"))
+    after, does = settle(world, reverted(before, snapshot="d"), REVERTING)
+    assert after.outcome is Outcome.FAILED and Do.START_PAUSED not in does and Do.RESUME not in does
+    assert any("are gone" in reason.why for reason in after.reasons)
+    assert world.broken == [] and after.closed
+
+
+def test_a_later_restart_forgets_the_way_back() -> None:
+    before = reverted(record(*THREE), snapshot="c")
+    again = reverted(before)
+    assert again.journal.revert_to == ""
+
+
+# -- what libvirt is told
+
+
+def test_every_disk_is_named_so_that_only_ours_has_a_snapshot() -> None:
+    root = ElementTree.fromstring(snapshot_xml("a", "vda", "/o/x.snap-a.qcow2", "/o/x.snap-a.mem", ("vdb", "vdc")))
+    assert {one.get("name"): one.get("snapshot") for one in root.iter("disk")} == {
+        "vda": "external", "vdb": "no", "vdc": "no"}
+    assert root.find("memory").get("file") == "/o/x.snap-a.mem"
+
+
+def test_layers_stand_on_the_overlay_and_it_on_the_golden_image() -> None:
+    domain = (Path(__file__).resolve().parents[1] / "data/domains/kvm.xml").read_text()
+    overlay = next(s.get("file") for s in ElementTree.fromstring(domain).iterfind("devices/disk/source"))
+    assert over_layers(domain, overlay, ()) == domain
+    root = ElementTree.fromstring(over_layers(domain, overlay, ("/o/1.qcow2", "/o/2.qcow2")))
+    node, files = root.find("devices/disk"), []
+    while node is not None and node.find("source") is not None:
+        files.append(node.find("source").get("file"))
+        node = node.find("backingStore")
+    golden = ElementTree.fromstring(domain).find("devices/disk/backingStore/source").get("file")
+    assert files == ["/o/2.qcow2", "/o/1.qcow2", overlay, golden]
+    assert node is not None and len(node) == 0  # the chain is written out to its end
+    labels = [one.get("relabel") for one in root.find("devices/disk").iter("seclabel")]
+    assert labels == ["no"]

@@ -40,6 +40,8 @@ class Do(str, Enum):
     REMOVE_FIREWALL = "remove-firewall"
     ISOLATE = "isolate"  # its interfaces down: nothing in, nothing out
     REJOIN = "rejoin"  # and up again
+    CUT_BACK = "cut-back"  # seed and every layer that is not in `layers`; overlay and scratch disks stay
+    MAKE_LAYER = "make-layer"  # the last of `layers`, empty, on what is below it
     TAKE_SNAPSHOT = "take-snapshot"
     DELETE_SNAPSHOT = "delete-snapshot"  # its layer committed into the file below; what never came about is undone
 
@@ -75,6 +77,8 @@ TABLE = {
     Do.REMOVE_FIREWALL: _Row("firewall", 20),
     Do.ISOLATE: _Row("shaper", 20, safe=True),
     Do.REJOIN: _Row("shaper", 20),
+    Do.CUT_BACK: _Row("images", 60),
+    Do.MAKE_LAYER: _Row("images", 60),
     Do.TAKE_SNAPSHOT: _Row("jobs", 1800),
     Do.DELETE_SNAPSHOT: _Row("jobs", 1800),
 }
@@ -90,6 +94,7 @@ class Action:
     cpu: Optional[CpuLimit] = None  # DEFINE, APPLY_CPU, TELL_SYSTEMD: the effective cap
     then: Optional[Action] = None  # performed right after this one, without another look in between
     job: Optional[Job] = None  # TAKE_SNAPSHOT, DELETE_SNAPSHOT
+    layers: Tuple[str, ...] = ()  # DEFINE, CUT_BACK, MAKE_LAYER: names of snapshots, oldest first
 
     @property
     def chain(self) -> Tuple[Action, ...]:

@@ -149,5 +149,9 @@ def capabilities(
         "disk_io": info.disk_io,
         "bandwidth": {"qdisc": shaper.qdisc, "why": shaper.why},
         "firewall": {"tracking": firewall.tracking, "why": firewall.why},
-        "snapshots": {"allowed": snapshots.allowed, "kinds": list(info.snapshots)},
+        "snapshots": {
+            "allowed": snapshots.allowed,
+            "kinds": list(info.snapshots),
+            "revert": snapshots.allowed and snapshots.revert == "allow" and "disk" in info.snapshots,
+        },
     }

@@ -232,6 +232,7 @@ class Journal:
     # Its image is not trusted any more: why, and the strictest of what was done for it (revocation.py).
     image_cause: str = ""
     image_action: str = ""
+    revert_to: str = ""  # name of the snapshot from which the next incarnation begins; "" = the golden image
 
 
 @dataclass(frozen=True)
@@ -324,7 +325,7 @@ class Observed:
 
     domain: DomainSeen
     missing_twice: bool = False  # MISSING in two observations of a healthy connection
-    # Of "overlay", "scratch", "layer" (of a snapshot), "seed", "firewall", "shaper", "interface", "process".
+    # Of "overlay", "scratch", "layer:NAME" (of a snapshot), "seed", "firewall", "shaper", "interface", "process".
     leftovers: FrozenSet[str] = frozenset()
     network_seen: Tuple[str, ...] = ()  # devices on which a frame with an assigned source address came in
     network: Optional[NetworkSeen] = None  # None = not looked at: proves nothing

@@ -27,6 +27,7 @@ from vmagent.core.model import SCRATCH, Desired, Now, Observed, Seen, Tag, VmRec
 from vmagent.core.policy import Policy
 from vmagent.core.quota import cpu_limit
 from vmagent.core.revocation import Distrust
+from vmagent.core.snapshotmodel import is_file, layer_word
 from vmagent.core.transitions import Facts, Step, step
 
 __all__ = ["Note", "Plan", "gave_up", "plan", "rolled_back", "tag_of"]
@@ -64,7 +65,8 @@ class _Case:
         tagged = do in (Do.MAKE_SEED, Do.DEFINE, Do.WRITE_TAG)
         limited = do in (Do.DEFINE, Do.APPLY_CPU, Do.TELL_SYSTEMD)
         tag = tag_of(record, self.policy.instance) if tagged else None
-        return record, Action(do, record.spec, tag, cpu_limit(record.spec) if limited else None, then)
+        layers = snapshotplan.layers(record) if do in (Do.DEFINE, Do.MAKE_LAYER) else ()
+        return record, Action(do, record.spec, tag, cpu_limit(record.spec) if limited else None, then, layers=layers)
 
 
 _Done = Tuple[VmRecord, Optional[Action]]
@@ -100,7 +102,7 @@ def plan(
         facts = _facts(record, observed, now)
         following = step(record.desired, observed.domain.seen, facts)
     if following is Step.RENEW:
-        record = renewal.renewed(record, now)
+        record = renewal.renewed(snapshotplan.before_renewal(record, now), now)
         facts = _facts(record, observed, now)
         following = step(record.desired, observed.domain.seen, facts)
     raised = alarms(record, observed, facts, following)
@@ -204,7 +206,7 @@ def _facts(record: VmRecord, observed: Observed, now: Now) -> Facts:
         proven=not proof.drift(record.spec, observed),
         io_error=domain.reason in BROKEN,
         grace_over=lease.grace_over(record, now),
-        left=bool(observed.leftovers - {"process"}),
+        left=bool(snapshotplan.remains(record, observed.leftovers) - {"process"}),
         attempted=journal.attempt_boot != "",
         renew=renewal.wanted(record) and not rebooted(record, now),
         held=now.at < journal.renew_after,
@@ -221,6 +223,9 @@ def _nothing(case: _Case) -> _Done:
 def _prepared(case: _Case, then: Callable[[_Case], _Done]) -> _Done:
     """Overlay, seed and firewall exist before the domain does and before it starts."""
     left = case.observed.leftovers
+    layered = _layered(case) if snapshotplan.layers(case.record) else None
+    if layered is not None:
+        return layered
     scratch = any(disk.kind == SCRATCH for disk in case.record.spec.disks)
     if "overlay" not in left or (scratch and "scratch" not in left):
         return case.act(Do.MAKE_OVERLAY)
@@ -230,6 +235,17 @@ def _prepared(case: _Case, then: Callable[[_Case], _Done]) -> _Done:
     if "firewall" not in left and record.spec.interfaces:
         return case.act(Do.APPLY_FIREWALL, record, following)
     return record, following
+
+
+def _layered(case: _Case) -> Optional[_Done]:
+    """A guest that goes back to a snapshot: what is below must be there, and on top of it an empty layer."""
+    names = snapshotplan.layers(case.record)
+    lacks = [name for name in names if layer_word(name) not in case.observed.leftovers]
+    scratch = any(disk.kind == SCRATCH for disk in case.record.spec.disks)
+    needed = {"overlay", "scratch"} if scratch else {"overlay"}
+    if needed - case.observed.leftovers or lacks not in ([], [names[-1]]):
+        return begin_stop(case.record, "start", 0, case.now, f"files below the snapshot {names[-1]} are gone"), None
+    return case.act(Do.MAKE_LAYER) if lacks else None
 
 
 def _define(case: _Case) -> _Done:
@@ -325,9 +341,12 @@ def _destroy(case: _Case) -> _Done:
 
 def _clean_up(case: _Case) -> _Done:
     """Files first, then the firewall once no interface is left that it guards; interfaces go by themselves."""
-    left = case.observed.leftovers
-    if left & {"overlay", "scratch", "layer", "seed"}:
-        return case.act(Do.CLEAN_UP)
+    record = case.record
+    left = snapshotplan.remains(record, case.observed.leftovers)
+    if any(is_file(word) for word in left):
+        if left == case.observed.leftovers:
+            return case.act(Do.CLEAN_UP)
+        return record, Action(Do.CUT_BACK, record.spec, layers=snapshotplan.below(record))
     if "shaper" in left:
         return case.act(Do.UNSHAPE)
     if "firewall" in left and "interface" not in left:

@@ -33,7 +33,7 @@ def asked(record: VmRecord, grace_s: int, now: Now) -> VmRecord:
     record = dataclasses.replace(record, desired=Desired.RUN)
     return journaled(
         record, renew_wanted=record.spec.incarnation + 1, renew_after=0.0, short_runs=0,
-        stop_at=now.at, stop_boot=now.boot_id, grace_s=grace_s, shutdowns=0,
+        stop_at=now.at, stop_boot=now.boot_id, grace_s=grace_s, shutdowns=0, revert_to="",
     )  # fmt: skip
 
 
@@ -67,5 +67,6 @@ def renewed(record: VmRecord, now: Now) -> VmRecord:
         old, attempt_boot=fresh.attempt_boot, may_have_run=False, began_at=None, paused_by=fresh.paused_by,
         stop_at=None, stop_boot="", grace_s=fresh.grace_s, shutdowns=0, end_cause="", ready_at=None,
         reboot_done=old.reboot_wanted, renew_after=0.0, renewed_at=now.at, renewed_boot=now.boot_id,
+        revert_to="",
     )  # fmt: skip
     return dataclasses.replace(record, spec=spec, journal=journal)

@@ -47,6 +47,16 @@ def memory_file(overlay: str, name: str) -> str:
     return overlay[: -len(OVERLAY)] + MEMORY.format(name)
 
 
+def layer_word(name: str) -> str:
+    """What a look at the disk says when there are files of this snapshot."""
+    return f"layer:{name}"
+
+
+def is_file(word: str) -> bool:
+    """Whether this word of a look at the host is about a file on the disk."""
+    return word in ("overlay", "scratch", "seed") or word.startswith("layer:")
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """One snapshot of one VM, from the wish to its end; those that are over are kept for accounting."""
@@ -84,6 +94,7 @@ class SnapshotRules:
     default_keep_s: int = 86400
     longest_keep_s: int = 604800
     job_s: int = 1800  # taking or deleting one that takes longer is aborted
+    revert: str = "deny"  # "allow" | "deny"
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ Rules
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Optional, Tuple
+from typing import Any, FrozenSet, Optional, Tuple
 
 from vmagent.core import lease, renewal
 from vmagent.core.actions import Action, Do
 from vmagent.core.ending import because
 from vmagent.core.model import Desired, Now, Observed, Seen, VmRecord
 from vmagent.core.policy import Policy
-from vmagent.core.snapshotmodel import LAYERED, Job, JobDone, Snapshot, SnapshotRules, SnapshotState
+from vmagent.core.snapshotmodel import LAYERED, Job, JobDone, Snapshot, SnapshotRules, SnapshotState, layer_word
 from vmagent.errors import Fault, FaultKind, Problem
 
 KEPT = 20
@@ -61,7 +61,7 @@ def step(
     if record.outcome is not None:
         return _with_its_vm(record, record.desired is Desired.ABSENT, now), None
     if renewal.wanted(record):
-        return _with_its_vm(record, True, now), None
+        return before_renewal(record, now), None
     record = _late(_expired(record, now), now, policy.snapshots)
     wanted = record.desired in (Desired.RUN, Desired.PAUSED) and record.journal.paused_by != "start"
     if not calm or not wanted or not record.journal.may_have_run or observed.domain.seen not in _LIVE:
@@ -113,6 +113,29 @@ def unwanted(record: VmRecord, one: Snapshot, problem: Problem, now: Now) -> VmR
     state = _S.FAILED if one.state is _S.WANTED else _S.DELETING
     ended = now.wall if state is _S.FAILED else ""
     return changed(record, one.name, state=state, problem=problem.type, why=problem.detail, ended_wall=ended, percent=0)
+
+
+def before_renewal(record: VmRecord, now: Now) -> VmRecord:
+    """Made anew from a snapshot it keeps that one and those below it; made anew from the golden image, none."""
+    kept = (*below(record), record.journal.revert_to) if record.journal.revert_to else ()
+    apart = tuple(one for one in record.snapshots if one.name in kept and not one.over)
+    rest = dataclasses.replace(record, snapshots=tuple(one for one in record.snapshots if one not in apart))
+    ended = {(one.name, one.command): one for one in _with_its_vm(rest, True, now).snapshots}
+    snapshots = tuple(ended.get((one.name, one.command), one) for one in record.snapshots)
+    return dataclasses.replace(record, snapshots=_trimmed(snapshots))
+
+
+def below(record: VmRecord) -> Tuple[str, ...]:
+    """Names of the snapshots whose layers are below the one that it goes back to."""
+    names = layers(record)
+    return names[: names.index(record.journal.revert_to)] if record.journal.revert_to in names else ()
+
+
+def remains(record: VmRecord, leftovers: FrozenSet[str]) -> FrozenSet[str]:
+    """What must go before a VM can be made anew, or is over: going back to a snapshot, all but what is below it."""
+    if not renewal.wanted(record) or not record.journal.revert_to:
+        return leftovers
+    return leftovers - {"overlay", "scratch"} - {layer_word(name) for name in below(record)}
 
 
 def _with_its_vm(record: VmRecord, disk_goes: bool, now: Now) -> VmRecord:

@@ -11,6 +11,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from vmagent.core import snapshotplan, walltime
 from vmagent.core.commands import Command
+from vmagent.core.ending import journaled
 from vmagent.core.model import Now, VmRecord
 from vmagent.core.policy import Policy
 from vmagent.core.snapshotmodel import Snapshot, SnapshotRules, SnapshotState
@@ -122,14 +123,36 @@ def _cancelled(record: VmRecord, one: Snapshot, command: Command, now: Now) -> V
     return snapshotplan.unwanted(record, one, why, now)
 
 
-def find(record: VmRecord, name: str) -> Snapshot:
+def find(record: VmRecord, name: str, path: str = "args.name") -> Snapshot:
     """The snapshot of this name that is not over.  Problem `not-found`."""
     names = [one.name for one in record.snapshots if not one.over]
     for one in record.snapshots:
         if one.name == name and not one.over:
             return one
     detail = f"VM {record.vm} has no snapshot {name}; it has {', '.join(names) or 'none'}"
-    raise Problem("not-found", detail, path="args.name", vm=record.vm, accepted=names)
+    raise Problem("not-found", detail, path=path, vm=record.vm, accepted=names)
+
+
+def revert(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmRecord:
+    """The next incarnation begins from the named snapshot.
+
+    Problems: `snapshot-revert-denied`, `not-found`, `not-supported-here`, `snapshot-state`, `snapshot-busy`.
+    """
+    if not policy.snapshots.allowed or policy.snapshots.revert != "allow":
+        detail = f"VM {record.vm}: this site allows no way back to snapshots (snapshots.revert)"
+        raise Problem("snapshot-revert-denied", detail, path="args.snapshot", vm=record.vm)
+    one = find(record, command.args["snapshot"], "args.snapshot")
+    if one.kind != "disk":
+        detail = f"VM {record.vm}: snapshot {one.name} holds memory; only a snapshot of the disk can be gone back to"
+        raise Problem("not-supported-here", detail, path="args.snapshot", vm=record.vm)
+    if one.state is not _S.THERE:
+        detail = f"VM {record.vm}: snapshot {one.name} is {one.state.value}; only one that is there can be gone back to"
+        raise Problem("snapshot-state", detail, path="args.snapshot", vm=record.vm, state=one.state.value)
+    busy = [other.name for other in record.snapshots if other.state in (_S.CREATING, _S.DELETING)]
+    if busy:
+        detail = f"VM {record.vm}: snapshot {busy[0]} is being taken or deleted: try again when that is done"
+        raise Problem("snapshot-busy", detail, vm=record.vm)
+    return journaled(record, revert_to=one.name)
 
 
 # ---- what people see ----

@@ -82,8 +82,8 @@ def apply(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmRec
     """The wish after this command; VERBS says which verbs change one.
 
     Problems: `ended`, `stopping`, `generation` (with `current`), `superseded`, `lifetime` (with `used_s`),
-    `image-revoked`, `over-limit`, `under-limit`, `rule`, `unknown-network`, `not-found` and `snapshot-state` (of a
-    snapshot); each names its `vm`.
+    `image-revoked`, `over-limit`, `under-limit`, `rule`, `unknown-network`, and of a snapshot `not-found`,
+    `snapshot-state`, `snapshot-busy`, `snapshot-revert-denied`, `not-supported-here`; each names its `vm`.
     """
     _in_order(command, record)
     record = dataclasses.replace(record, generation=record.generation + 1)
@@ -164,6 +164,11 @@ def _restart(command: Command, record: VmRecord, policy: Policy, now: Now) -> Vm
     return renewal.asked(record, command.args.get("grace_s", policy.grace_s), now)
 
 
+def _revert(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmRecord:
+    record = _restart(command, record, policy, now)
+    return snapshots.revert(command, record, policy, now) if "snapshot" in command.args else record
+
+
 def _extend(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmRecord:
     _alive(record)
     used_s = lease.used_s(record, now)
@@ -212,7 +217,7 @@ _EFFECTS: Dict[str, Callable[[Command, VmRecord, Policy, Now], VmRecord]] = {
     "vm.pause": _pause,
     "vm.resume": _resume,
     "vm.restart": _restart,
-    "vm.revert": _restart,
+    "vm.revert": _revert,
     "vm.extend": _extend,
     "vm.limits": _limits,
     "vm.snapshot": _while_alive(snapshots.take),

@@ -26,9 +26,10 @@ from typing import Callable, List, Optional, Sequence, Tuple
 import libvirt
 
 from vmagent.core.actions import Action, Do
-from vmagent.core.domainxml import AGENT_CHANNEL
+from vmagent.core.domainxml import AGENT_CHANNEL, parts_of
 from vmagent.core.drivers import Profile
 from vmagent.core.snapshotmodel import Job, JobDone, Snapshot, layer_file, memory_file
+from vmagent.core.snapshotxml import snapshot_xml
 from vmagent.errors import Fault, FaultKind
 
 LOOK_S = 0.25
@@ -74,7 +75,7 @@ def perform(domain: libvirt.virDomain, action: Action, profile: Profile, overlay
 def _internal(domain: libvirt.virDomain, do: Do, snapshot: Snapshot) -> JobDone:
     known = {one.getName(): one for one in domain.listAllSnapshots()}
     if do is Do.TAKE_SNAPSHOT and snapshot.name not in known:
-        domain.snapshotCreateXML(_snapshot_xml(snapshot.name, "", "", ""), 0)
+        domain.snapshotCreateXML(snapshot_xml(snapshot.name), 0)
     elif do is Do.DELETE_SNAPSHOT and snapshot.name in known:
         known[snapshot.name].delete()
     return JobDone()
@@ -91,15 +92,15 @@ def _take(domain: libvirt.virDomain, disk: str, job: Job, overlay: str) -> JobDo
         _remove(overlay, snapshot)
         quiesced = _froze(domain, snapshot)
         try:
-            domain.snapshotCreateXML(*_asked(snapshot, disk, overlay))
+            domain.snapshotCreateXML(*_asked(domain, snapshot, disk, overlay))
         finally:
             if quiesced:
                 thaw(domain)
     return JobDone(quiesced, _size(overlay, snapshot))
 
 
-def _asked(snapshot: Snapshot, disk: str, overlay: str) -> Tuple[str, int]:
-    """The XML and the flags."""
+def _asked(domain: libvirt.virDomain, snapshot: Snapshot, disk: str, overlay: str) -> Tuple[str, int]:
+    """The XML and the flags.  Only our first disk has a snapshot: scratch disks and data volumes are the user's own."""
     flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
     if snapshot.kind == "full":
         flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_LIVE
@@ -107,21 +108,8 @@ def _asked(snapshot: Snapshot, disk: str, overlay: str) -> Tuple[str, int]:
     else:
         flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
         memory = ""
-    return _snapshot_xml(snapshot.name, disk, layer_file(overlay, snapshot.name), memory), flags
-
-
-def _snapshot_xml(name: str, disk: str, layer: str, memory: str) -> str:
-    """Only our first disk has a snapshot: the seed is read-only, data volumes are the user's own."""
-    root = ElementTree.Element("domainsnapshot")
-    ElementTree.SubElement(root, "name").text = name
-    if memory:
-        ElementTree.SubElement(root, "memory", {"snapshot": "external", "file": memory})
-    if layer:
-        disks = ElementTree.SubElement(root, "disks")
-        one = ElementTree.SubElement(disks, "disk", {"name": disk, "snapshot": "external", "type": "file"})
-        ElementTree.SubElement(one, "driver", {"type": "qcow2"})
-        ElementTree.SubElement(one, "source", {"file": layer})
-    return ElementTree.tostring(root, encoding="unicode")
+    others = [target for target in parts_of(domain.XMLDesc(0)).disks if target != disk]
+    return snapshot_xml(snapshot.name, disk, layer_file(overlay, snapshot.name), memory, others), flags
 
 
 def _froze(domain: libvirt.virDomain, snapshot: Snapshot) -> bool:

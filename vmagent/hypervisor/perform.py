@@ -18,7 +18,8 @@ from vmagent.core.domainxml import NAMESPACE, PREFIX, domain_xml, parts_of, tag_
 from vmagent.core.drivers import Choice, Profile
 from vmagent.core.identity import domain_name
 from vmagent.core.model import CpuLimit, DiskIo, Seen, Tag, VmSpec
-from vmagent.core.snapshotmodel import JobDone
+from vmagent.core.snapshotmodel import JobDone, layer_file
+from vmagent.core.snapshotxml import over_layers
 from vmagent.errors import Fault, FaultKind
 from vmagent.hypervisor import layers
 from vmagent.hypervisor.observe import NO_QUOTA_US, Stranger, lookup, seen_of, tag_of
@@ -111,7 +112,8 @@ class Hands:
             xml = domain_xml(action.spec, _tag(action), profile, *files, _cap(action), self._cgroup, paths.disks)
         except ValueError as error:
             raise Fault(FaultKind.REFUSED, f"no domain can be made of this: {error}") from None
-        conn.defineXML(xml)
+        standing = [layer_file(paths.overlay, name) for name in action.layers]
+        conn.defineXML(over_layers(xml, paths.overlay, standing))
 
     def _startable(self, action: Action) -> Profile:
         profile = self._choice.profile

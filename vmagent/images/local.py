@@ -28,8 +28,10 @@ from vmagent.core.diskxml import DiskSource
 from vmagent.core.model import SCRATCH, Disk, VmSpec
 from vmagent.core.policy import CatalogueImage, Volume
 from vmagent.core.seed import seed_files
+from vmagent.core.snapshotmodel import layer_word
 from vmagent.errors import Fault, FaultKind
 from vmagent.images.golden import Golden, GoldenImages
+from vmagent.images.layers import cut_back, make_layer
 from vmagent.images.overlay import GIB, make_overlay
 from vmagent.images.places import fault_of, sync_directory
 from vmagent.images.scratch import make_scratch
@@ -41,7 +43,7 @@ DIRECTORY_MODE = 0o711
 _VM = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _TEMPORARY = ".part"
 _KINDS = {".qcow2": "overlay", ".iso": "seed"}  # what is neither is a scratch disk or a layer
-_OURS = re.compile(rf"({_VM})(\.qcow2|\.iso|\.scratch-[a-z]\.raw|\.snap-[a-z0-9-]+\.(?:qcow2|mem))")
+_OURS = re.compile(rf"({_VM})(\.qcow2|\.iso|\.scratch-[a-z]\.raw|\.snap-([a-z0-9-]+)\.(?:qcow2|mem))")
 _UNFINISHED = re.compile(rf"{_VM}(\.qcow2|\.scratch-[a-z]\.raw|\.iso|\.files){re.escape(_TEMPORARY)}")
 _LOOK_S = 20.0
 Contexts = Callable[[str], "Deferred[Optional[Context]]"]
@@ -70,6 +72,8 @@ class LocalImages:
         self._work: Mapping[Do, Callable[[Action], Deferred[None]]] = {
             Do.MAKE_OVERLAY: self._make_overlay,
             Do.MAKE_SEED: self._seed,
+            Do.CUT_BACK: lambda action: self._in_lane(action, self._cut_back, action),
+            Do.MAKE_LAYER: lambda action: self._in_lane(action, self._make_layer, action),
             Do.CLEAN_UP: lambda action: self._in_lane(action, self._clean_up, action.vm),
         }
 
@@ -163,7 +167,14 @@ class LocalImages:
     def _layers(self, vm: str) -> List[Path]:
         """The files of its snapshots, whatever their names."""
         found = [(path, _OURS.fullmatch(path.name)) for path in _matching(self._overlays, _OURS)]
-        return [path for path, ours in found if ours is not None and ours[1] == vm and ours[2] not in _KINDS]
+        return [path for path, ours in found if ours is not None and ours[1] == vm and ours[3] is not None]
+
+    def _cut_back(self, action: Action) -> None:
+        cut_back(*self.paths(action.vm), self._layers(action.vm), action.layers)
+
+    def _make_layer(self, action: Action) -> None:
+        overlay = self.paths(action.vm)[0]
+        make_layer(action.spec, overlay, action.layers, _part(Path(overlay)))
 
     def _prepare(self) -> None:
         for directory in (self._overlays, self._seeds):
@@ -178,7 +189,7 @@ class LocalImages:
             for path in _matching(directory, _OURS):
                 ours = _OURS.fullmatch(path.name)
                 if ours is not None and (ours[2] == ".iso") is seeds:
-                    beside = "scratch" if ours[2].startswith(".scratch-") else "layer"
+                    beside = "scratch" if ours[3] is None else layer_word(ours[3])
                     found.setdefault(ours[1], set()).add(_KINDS.get(ours[2], beside))
         return {vm: frozenset(kinds) for vm, kinds in found.items()}
 

@@ -27,12 +27,12 @@ from vmagent.core.model import (
     VmRecord,
 )
 from vmagent.core.policy import Policy
+from vmagent.core.snapshotmodel import is_file
 from vmagent.local import handles
 
 Json = Dict[str, Any]
 LIVE = (Seen.RUNNING, Seen.PAUSED, Seen.STOPPING, Seen.CRASHED, Seen.STUCK)
 BLIND = (Seen.UNKNOWN, Seen.FOREIGN)
-DISK = frozenset({"overlay", "layer", "seed"})
 
 
 def seen_of(record: VmRecord, observed: Mapping[str, Observed]) -> Observed:
@@ -202,7 +202,7 @@ def _remains(record: VmRecord, one: Optional[Observed]) -> Json:
     return {
         "process": live or "process" in one.leftovers,
         "interface": live or "interface" in one.leftovers,
-        "disk": live or bool(DISK & one.leftovers),
+        "disk": live or any(is_file(word) for word in one.leftovers),
         "domain": False if gone and one.missing_twice else None if gone else True,
     }
 
