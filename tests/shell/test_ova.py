@@ -255,11 +255,31 @@ def test_a_command_line_that_does_not_fit_the_envelope(
     assert caught.value.type == "usage"
 
 
-def test_further_disks_are_refused(tmp_path: Path) -> None:
-    disks = [e.D1, {**e.D1, "diskId": "d2", "fileRef": ""}]
-    items = (*e.ITEMS, ("17", {"HostResource": "ovf:/disk/d2", "Parent": "scsi", "AddressOnParent": "1"}))
+SECOND = ("17", {"HostResource": "ovf:/disk/d2", "Parent": "scsi", "AddressOnParent": "1"})
+
+
+def test_a_further_disk_that_begins_empty_is_a_scratch_disk(tmp_path: Path) -> None:
+    disks = [e.D1, {**e.D1, "diskId": "d2", "fileRef": "", "capacity": "7"}]
+    found = args(tmp_path, "--image", "w", *MAP, "--scratch", "2", items=(*e.ITEMS, SECOND), disks=disks)
+    assert (found["disk_gib"], found["disks"]) == (3, [{"scratch_gib": 7}, {"scratch_gib": 2}])
+
+
+def test_a_further_disk_with_content_is_refused(tmp_path: Path) -> None:
+    disks = [e.D1, {**e.D1, "diskId": "d2"}]
     with pytest.raises(Problem, match="d2") as caught:
-        args(tmp_path, "--image", "w", *MAP, items=items, disks=disks)
+        args(tmp_path, "--image", "w", *MAP, items=(*e.ITEMS, SECOND), disks=disks)
+    assert caught.value.type == "not-supported"
+
+
+def test_the_package_s_disk_as_an_image_by_its_url(tmp_path: Path) -> None:
+    """By its digest where agents take that, else it is said that they do not."""
+    argv = ["--image-url", "https://images.example.org/disk.raw", *MAP]
+    if "url" in schemas.schema("vm.start")["properties"]["image"]["properties"]:
+        sha512 = hashlib.sha512(DISK).hexdigest()
+        assert args(tmp_path, *argv, disks=[RAW])["image"] == {"url": argv[1], "sha512": sha512, "format": "raw"}
+        return
+    with pytest.raises(Problem, match="give --image") as caught:
+        args(tmp_path, *argv, disks=[RAW])
     assert caught.value.type == "not-supported"
 
 

@@ -51,7 +51,9 @@ def start_args(said: argparse.Namespace, site_map: Mapping[str, str], tell: Tell
     for note in appliance.notes:
         tell(f"{package.name}: not taken over: {note}")
     networks = _networks(said, site_map, appliance)
-    known = {**_sizes(said, appliance), "network": networks or None, "name": said.name or appliance.name or None}
+    disks = [*_further(appliance), *(said.disks or ())]
+    name = said.name or appliance.name or None
+    known = {**_sizes(said, appliance), "network": networks or None, "disks": disks or None, "name": name}
     args = asking.start_args({**vars(said), **known}, givenfiles.content)
     if said.image_url is not None:
         args["image"] = image(package, appliance, said.image_url)
@@ -59,9 +61,6 @@ def start_args(said: argparse.Namespace, site_map: Mapping[str, str], tell: Tell
 
 
 def _sizes(said: argparse.Namespace, appliance: ovf.Appliance) -> Dict[str, Any]:
-    if len(appliance.disks) > 1:
-        others = ", ".join(quoted(disk.id) for disk in appliance.disks[1:])
-        raise Problem("not-supported", f"it has further disks ({others}); only the first one is taken")
     if said.flavour is not None:
         return {}
     found = {"cores": appliance.cores, "memory_mib": appliance.memory_mib}
@@ -70,6 +69,15 @@ def _sizes(said: argparse.Namespace, appliance: ovf.Appliance) -> Dict[str, Any]
     elif said.disk_gib is None:
         raise Problem("usage", "the envelope has no disk: say how large it shall be with --disk-gib")
     return {name: value for name, value in found.items() if getattr(said, name) is None}
+
+
+def _further(appliance: ovf.Appliance) -> List[Dict[str, Any]]:
+    """The disks behind the first: those that begin empty are scratch disks."""
+    filled = [disk for disk in appliance.disks[1:] if disk.file is not None]
+    if filled:
+        names = ", ".join(quoted(disk.id) for disk in filled)
+        raise Problem("not-supported", f"further disks with content ({names}): only the first one may have some")
+    return [{"scratch_gib": disk.gib} for disk in appliance.disks[1:]]
 
 
 def _networks(
