@@ -6,7 +6,7 @@ something can start anew from it.  It is published at start, on request (host.re
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from vmagent import ports
 from vmagent.consequences import Consequences, unseen
@@ -14,6 +14,7 @@ from vmagent.core import codec, events
 from vmagent.core.changes import Change, Publish
 from vmagent.core.commands import VERBS
 from vmagent.core.model import Now
+from vmagent.core.revocation import version
 from vmagent.world import World
 
 CHANGING = ("at", "up_s")  # members of host.state that change by themselves
@@ -33,6 +34,7 @@ class Announcer:
         version: str,
         certificates: Callable[[], Mapping[str, int]],
         capabilities: Callable[[], Mapping[str, Any]],
+        images: Callable[[Now], Sequence[Mapping[str, Any]]],
     ) -> None:
         self._world = world
         self._store = store
@@ -43,17 +45,20 @@ class Announcer:
         self._version = version
         self._certificates = certificates  # -> file: whole days left
         self._capabilities = capabilities  # what this host can enforce (limitviews.capabilities)
+        self._images = images  # -> imageviews.image of every image but those that only stand in a list
         self._told = ""
+        self._images_told: Optional[Mapping[str, str]] = None  # id and sha512 -> digest; None = nothing was told yet
 
     def host(self, now: Now) -> Dict[str, Any]:
         """The data of host.state as it is now."""
         info = self._hypervisor.info()
-        return events.host_state(
+        state = events.host_state(
             info, self._consequences.policy, now, epoch=self._world.epoch, version=self._version,
             drained=self._world.drained, degraded=self._world.degraded,
             commands=[f"{verb}/1" for verb in VERBS], security=self._security, certificates=self._certificates(),
             capabilities=self._capabilities(),
         )
+        return {**state, "revocation_version": version(self._world.revocations)}
 
     async def state(self) -> None:
         """Publish host.state."""
@@ -63,9 +68,21 @@ class Announcer:
         await self._publish([Publish("events", "org.vmagent.host.state", "host", now.wall, data)])
 
     async def changed(self) -> None:
-        """Publish host.state if it says something new."""
+        """Publish host.state if it says something new, and image.state of every image that changed."""
         if _digest(self.host(self._clock.now())) != self._told:
             await self.state()
+        await self._changed_images(self._clock.now())
+
+    async def _changed_images(self, now: Now) -> None:
+        """How many run on it alone is no news: each vm.state says what it runs on."""
+        views = self._images(now)
+        told, self._images_told = self._images_told, _digests(views)
+        if told is None:
+            return
+        changed = [view for view in views if told.get(_key(view)) != self._images_told[_key(view)]]
+        if changed:
+            await self._publish([Publish("events", "org.vmagent.image.state", f"image/{view['sha512']}", now.wall, view)
+                                 for view in changed])
 
     async def snapshot(self) -> None:
         """Publish host.snapshot."""
@@ -77,7 +94,10 @@ class Announcer:
         states = [events.vm_state(record, self._world.observed.get(record.vm) or unseen(record.vm), now, policy)
                   for record in self._world.records.values()]
         sequences = await self._store.sequences()
-        data = events.host_snapshot(self.host(now), states, self._world.foreign, sequences, self._world.epoch, now)
+        images = self._images(now)
+        self._images_told = _digests(images)
+        data = events.host_snapshot(self.host(now), states, self._world.foreign, sequences, self._world.epoch, now,
+                                    images)
         return [Publish("events", "org.vmagent.host.snapshot", "host", now.wall, data)]
 
     async def _publish(self, changes: Sequence[Change]) -> None:
@@ -89,3 +109,12 @@ class Announcer:
 
 def _digest(data: Mapping[str, Any]) -> str:
     return codec.digest({name: value for name, value in data.items() if name not in CHANGING})
+
+
+def _key(view: Mapping[str, Any]) -> str:
+    return f"{view['id']} {view['sha512']}"
+
+
+def _digests(views: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
+    return {_key(view): codec.digest({name: value for name, value in view.items() if name != "running"})
+            for view in views}

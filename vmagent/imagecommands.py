@@ -6,7 +6,7 @@ all the same.  Versions are the site's: redelivery may reorder, so an older one 
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from vmagent.consequences import Consequences, unseen
 from vmagent.core import events, imageviews
@@ -44,6 +44,14 @@ class ImageCommands:
         told = imageviews.known(self._consequences.policy.images, records, self._world.lists)
         return imageviews.listing(told, records, self._world.revocations,
                                   lambda one: self._consequences.distrust_of(one, now))
+
+    def here(self, now: Now) -> Sequence[Mapping[str, Any]]:
+        """The images that host.snapshot and image.state tell of: not those that only stand in a list."""
+        records = list(self._world.records.values())
+        told = imageviews.known(self._consequences.policy.images, records, {})
+        views: Sequence[Mapping[str, Any]] = imageviews.listing(
+            told, records, self._world.revocations, lambda one: self._consequences.distrust_of(one, now))["images"]
+        return views
 
     def running(self) -> List[Dict[str, Any]]:
         """VM by VM, on which image it runs."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from contextlib import suppress
 from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from vmagent import ports
@@ -124,6 +125,8 @@ class Intake:
             self._mark(vm)
         if command.verb == "image.revoke":
             await self._images.after()
+            with suppress(Fault):  # told within the minute at the latest
+                await self._host_changed()
         if command.verb.startswith("host."):
             await self._host_changed()
         return row.reply

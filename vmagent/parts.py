@@ -263,7 +263,7 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
     verifier = _verifier(config, trust)
     capabilities = _capabilities(hypervisor, kernel, consequences)
     announcer = Announcer(world, store, hypervisor, consequences, clock, config.security.commands,
-                          vmagent.__version__, lambda: _days_left(trust, clock), capabilities)
+                          vmagent.__version__, lambda: _days_left(trust, clock), capabilities, commands.here)
     intake = Intake(world, store, verifier, _room(hypervisor, images, kernel, world), consequences,
                     Limits(broker.max_command_kib * 1024, config.security.commands == "signed"), clock,
                     reconciler.mark, announcer.snapshot_changes, announcer.changed, commands)

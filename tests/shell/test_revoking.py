@@ -345,3 +345,23 @@ def test_an_endorser_who_is_denied_reaches_who_runs_on_his_images(site: Site) ->
     site.run(site.revoker.look())
     site.settle(lambda: vm not in site.world.records)
     assert [alert["problem"] for alert in told(site)] == ["endorser-denied"]
+
+
+def test_what_changes_about_an_image_is_published_once_and_stands_in_the_snapshot(site: Site) -> None:
+    def published() -> List[Mapping[str, Any]]:
+        return [row.data for row in site.rows() if row.type == "org.vmagent.image.state"]
+
+    site.run(site.announcer.snapshot())
+    started(site)
+    site.run(site.announcer.changed())
+    assert published() == [], "how many run on it is no news"
+    revoke(site, id="tiny", version=7)
+    site.run(site.announcer.changed())
+    (told_of,) = published()
+    schemas.check("event.image.state", told_of)
+    assert (told_of["id"], told_of["trusted"], told_of["revoked"]["version"]) == ("tiny", False, 7)
+    site.run(site.announcer.snapshot())
+    snapshot = [row.data for row in site.rows() if row.type == "org.vmagent.host.snapshot"][-1]
+    schemas.check("event.host.snapshot", snapshot)
+    assert [one["trusted"] for one in snapshot["images"]] == [False]
+    assert snapshot["host"]["revocation_version"] == 7

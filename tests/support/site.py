@@ -89,13 +89,14 @@ class Site:
         self.watchman = Watchman(self.world, h.firewall, h)
         self.revoker = Revoker(self.world, self.consequences, self.reconciler.mark, h, self.reactor, self.run)
         self.recovery = Recovery(self.world, self.store, self.observer, self.reconciler, self.consequences, h)
+        commands = ImageCommands(self.world, self.consequences, self.revoker)
         self.announcer = Announcer(
             self.world, self.store, h, self.consequences, h, "signed", "0", dict,
             lambda: limitviews.capabilities(h.info(), h.firewall.info(), h.shaper.info(), 2,
-                                            self.consequences.policy.snapshots))
+                                            self.consequences.policy.snapshots), commands.here)
         self.intake = Intake(self.world, self.store, Trusting(), self._room, self.consequences, Limits(262144, True), h,
                              self.reconciler.mark, self.announcer.snapshot_changes, self.announcer.changed,
-                             ImageCommands(self.world, self.consequences, self.revoker))
+                             commands)
         self.stored = self.wait(self.store.open(h.now()))
         self.world.load(self.stored)
         self.run(self.recovery.restored())

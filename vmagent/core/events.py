@@ -34,6 +34,7 @@ TYPES: Mapping[str, int] = {
     "host.state": 1,
     "host.snapshot": 1,
     "security.alert": 1,
+    "image.state": 1,
     "stream.gap": 1,
 }
 """Every published type and the version of its schema."""
@@ -305,13 +306,16 @@ def host_snapshot(
     sequences: Mapping[str, int],
     epoch: Epoch,
     now: Now,
+    images: Sequence[Mapping[str, Any]] = (),
 ) -> Dict[str, Any]:
-    """The `data` of host.snapshot: host.state, every vm.state, and the last sequence of each stream before this."""
+    """The `data` of host.snapshot: host.state, every vm.state and image.state, and the last sequence of each stream
+    before this."""
     return {
         "at": now.wall,
         "host": dict(host),
         "vms": [dict(state) for state in states],
         "foreign": [codec.plain(f) for f in foreign],
+        "images": [dict(image) for image in images],
         "epoch": epoch.id,
         "epochnumber": epoch.number,
         "sequences": dict(sorted(sequences.items())),
