@@ -243,3 +243,29 @@ def test_files_are_read_whole_and_bounded(tmp_path: Path) -> None:
         with pytest.raises(Problem, match=why) as caught:
             givenfiles.content(str(tmp_path / name))
         assert caught.value.type == "usage"
+
+
+@pytest.mark.parametrize(
+    ("words", "verb", "args"),
+    [
+        ([], "vm.snapshot.list", {}),
+        (["--take", "a"], "vm.snapshot", {"name": "a"}),
+        (["--take", "a", "--kind", "full", "--quiesce", "no", "--keep", "1d"], "vm.snapshot",
+         {"name": "a", "kind": "full", "quiesce": "no", "keep_s": 86400}),
+        (["--delete", "a"], "vm.snapshot.delete", {"name": "a"}),
+        (["--cancel", "a"], "vm.snapshot.cancel", {"name": "a"}),
+        (["--delete", "a", "--take", "b"], "", {}),
+        (["--delete", "a", "--keep", "1d"], "", {}),
+        (["--kind", "full"], "", {}),
+    ],
+)
+def test_what_is_asked_of_snapshots(words: Any, verb: str, args: Any) -> None:
+    parser = argparse.ArgumentParser()
+    asking.add_options(parser, asking.SNAPSHOT)
+    said = vars(parser.parse_args(words))
+    if verb:
+        assert asking.snapshot_args(said) == (verb, args)
+        return
+    with pytest.raises(Problem) as caught:
+        asking.snapshot_args(said)
+    assert caught.value.type == "usage"

@@ -197,6 +197,17 @@ LIMITS: Tuple[Option, ...] = (
 )  # fmt: skip
 """New limits.  Rules that are given replace all of their direction; what is not said stays as it is."""
 
+SNAPSHOT: Tuple[Option, ...] = (
+    Option("--take", "name", str, "NAME", "take one of this name"),
+    Option("--delete", "name", str, "NAME", "delete the one of this name"),
+    Option("--cancel", "name", str, "NAME", "stop taking the one of this name, and undo it"),
+    Option("--kind", "kind", str, "KIND", "with --take: disk (the default), or full: with the guest's memory"),
+    Option("--quiesce", "quiesce", str, "HOW", "with --take: freeze the guest's file systems meanwhile: required, "
+           "if_possible (the default) or no"),
+    Option("--keep", "keep_s", duration.seconds, "SPAN", "with --take: delete it after this long"),
+)
+"""Of the sub-command `snapshot`; without an option it only looks."""
+
 SELECTOR: Tuple[Option, ...] = (
     Option("--tagged", "tag", str, "TAG", "all VMs with this tag"),
     Option("--owned-by", "owner", str, "SUBJECT", "all VMs of this owner"),
@@ -242,6 +253,20 @@ def limits_args(said: Mapping[str, Any]) -> Dict[str, Any]:
         flags = ", ".join(option.flag for option in LIMITS if option.within != "type")
         raise Problem("usage", f"say what to change: {flags}")
     return args
+
+
+def snapshot_args(said: Mapping[str, Any]) -> Tuple[str, Dict[str, Any]]:
+    """The verb that the options mean, and its args without the selector.  Problem `usage`: they do not go together."""
+    given = {option.name: said[option.name] for option in SNAPSHOT if said.get(option.name) is not None}
+    does = [name for name in ("take", "delete", "cancel") if name in given]
+    more = {option.member: given[option.name] for option in SNAPSHOT if option.name in given}
+    more.pop("name", None)
+    if len(does) > 1 or (more and does != ["take"]):
+        raise Problem("usage", "give one of --take, --delete, --cancel; --kind, --quiesce and --keep go with --take")
+    if not does:
+        return "vm.snapshot.list", {}
+    verb = "vm.snapshot" if does == ["take"] else f"vm.snapshot.{does[0]}"
+    return verb, {"name": given[does[0]], **more}
 
 
 def changes_limits(said: Mapping[str, Any]) -> bool:

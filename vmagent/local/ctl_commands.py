@@ -122,6 +122,8 @@ def on_vms(session: Session) -> int:
     args = _chosen(session)
     if getattr(said, "grace", None) is not None:
         args["grace_s"] = said.grace
+    if getattr(said, "to", None) is not None:
+        args["snapshot"] = said.to
     if said.verb == "extend":
         args["lifetime_s"] = said.lifetime
     return _command(session, f"vm.{said.verb}", args)
@@ -147,6 +149,12 @@ def limits(session: Session) -> int:
     answers = [session.client.ask("limits", {"vm": vm}) for vm in said.vms]
     session.show({"vms": answers}, limittables.limits)
     return Code.OK
+
+
+def snapshot(session: Session) -> int:
+    """Without an option it only looks."""
+    verb, args = asking.snapshot_args(vars(session.said))
+    return _command(session, verb, {**_chosen(session), **args})
 
 
 def _ids(session: Session) -> Tuple[str, ...]:
@@ -193,6 +201,7 @@ COMMANDS: Mapping[str, Callable[[Session], int]] = {
     "reboot": on_vms,
     "restart": on_vms,
     "revert": on_vms,
+    "snapshot": snapshot,
     "pause": on_vms,
     "resume": on_vms,
     "extend": on_vms,

@@ -23,7 +23,8 @@ VERBS_ON_VMS: Tuple[Tuple[str, str, str], ...] = (
     ("kill", "end VMs at once", "vmagentctl kill 3fa1 worker-7\n  vmagentctl kill --tagged batch-4711 --yes"),
     ("reboot", "ask VMs to reboot", "vmagentctl reboot 3fa1"),
     ("restart", "make VMs anew from their golden images, within their leases", "vmagentctl restart 3fa1 --grace 30s"),
-    ("revert", "throw away what VMs wrote: back to their golden images", "vmagentctl revert 3fa1 --grace 0s"),
+    ("revert", "throw away what VMs wrote: back to their golden images, or to a snapshot",
+     "vmagentctl revert 3fa1 --grace 0s\n  vmagentctl revert 3fa1 --to before-upgrade"),
     ("pause", "stop the vCPUs of VMs; their lease goes on", "vmagentctl pause worker-7"),
     ("resume", "let paused VMs run again", "vmagentctl resume worker-7"),
     ("extend", "change the agreed run time of VMs", "vmagentctl extend 3fa1 --lifetime 4h"),
@@ -95,6 +96,8 @@ def _acting(subs: Any) -> None:
         sub = _on_vms(subs, name, about, examples)
         if name in ("stop", "restart", "revert"):
             sub.add_argument("--grace", type=asking.span, metavar="SPAN", help="time for the guest to shut down")
+        if name == "revert":
+            sub.add_argument("--to", metavar="NAME", help="back to this snapshot; without it, to the golden image")
         if name == "extend":
             sub.add_argument("--lifetime", type=asking.span, required=True, metavar="SPAN",
                              help="the new total run time")
@@ -103,6 +106,11 @@ def _acting(subs: Any) -> None:
                      "  vmagentctl limits worker-7 --cpu-cap 50 --bandwidth-in 10mbit\n"
                      "  vmagentctl limits --tagged batch-4711 --yes --bandwidth-out 1gbit")
     asking.add_options(limits, asking.LIMITS)
+    snapshot = _on_vms(subs, "snapshot", "the snapshots of VMs: look, take, delete, cancel",
+                       "vmagentctl snapshot worker-7\n"
+                       "  vmagentctl snapshot worker-7 --take before-upgrade --keep 1d\n"
+                       "  vmagentctl snapshot worker-7 --delete before-upgrade")
+    asking.add_options(snapshot, asking.SNAPSHOT)
 
 
 def _revoking(subs: Any) -> None:

@@ -124,6 +124,9 @@ def show(screen: Screen, answer: Mapping[str, Any]) -> None:
         spoke = "has spoken" if one["device"] in seen["network_seen"] else "silent"
         screen.line(f"interface  {one['device']}  {one['network']}  {one['mac']}  "
                     f"{' '.join(one['addresses'])}  {spoke}")
+    for one in state["snapshots"]:
+        screen.line(f"snapshot  {one['name']}  {one['kind']}  {one['state']} {one['percent'] or ''}  "
+                    f"until {one['expires_at']}  {one['why']}".rstrip())
     for reason in state["reasons"]:
         screen.line(f"reason  {reason['when']}  {reason['who']}: {reason['why']}")
 

@@ -24,7 +24,8 @@ VERBS_ON_VMS: Tuple[Tuple[str, str, str], ...] = (
     ("resume", "let paused VMs run again", "resume wn1.example.org 3fa1c0de-..."),
     ("reboot", "ask VMs to reboot", "reboot wn1.example.org 3fa1c0de-..."),
     ("restart", "make VMs anew from their golden images, within their leases", "restart wn1.example.org 3fa1c0de-..."),
-    ("revert", "throw away what VMs wrote: back to their golden images", "revert wn1.example.org --tagged batch-4711"),
+    ("revert", "throw away what VMs wrote: back to their golden images, or to a snapshot",
+     "revert wn1.example.org --tagged batch-4711"),
     ("extend", "change the agreed run time of VMs", "extend wn1.example.org 3fa1c0de-... --lifetime 4h"),
 )
 WAIT_S = 900
@@ -47,6 +48,9 @@ def parser() -> argparse.ArgumentParser:
                      "vmagent-site limits wn1.example.org 3fa1c0de-...\n"
                      "  vmagent-site limits wn1.example.org 3fa1c0de-... --cpu-cap 50 --bandwidth-in 10mbit --wait")
     asking.add_options(limits, asking.LIMITS)
+    snapshot = _on_vms(subs, "snapshot", "the snapshots of VMs: look, take, delete, cancel",
+                       "vmagent-site snapshot wn1.example.org 3fa1c0de-... --take before-upgrade --keep 1d --wait")
+    asking.add_options(snapshot, asking.SNAPSHOT)
     _looking(subs)
     for name, about in (("drain", "refuse new VMs on a host"), ("undrain", "accept new VMs again")):
         sub = _add(subs, name, about, f"vmagent-site {name} wn1.example.org --reason 'new kernel'")
@@ -115,6 +119,8 @@ def _on_vms(subs: Any, name: str, about: str, examples: str) -> argparse.Argumen
     asking.add_options(sub, asking.SELECTOR)
     if name in ("stop", "restart", "revert"):
         sub.add_argument("--grace", type=asking.span, metavar="SPAN", help="time for the guest to shut down")
+    if name == "revert":
+        sub.add_argument("--to", metavar="NAME", help="back to this snapshot; without it, to the golden image")
     if name == "extend":
         sub.add_argument("--lifetime", type=asking.span, required=True, metavar="SPAN", help="the new total run time")
     sub.add_argument("--wait", action="store_true", help="wait until it is done")

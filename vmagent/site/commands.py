@@ -81,6 +81,8 @@ async def on_vms(run: Run) -> int:
     args = asking.selector_args(vars(said), tuple(said.vms))
     if getattr(said, "grace", None) is not None:
         args["grace_s"] = said.grace
+    if getattr(said, "to", None) is not None:
+        args["snapshot"] = said.to
     if said.verb == "extend":
         args["lifetime_s"] = said.lifetime
     handle = run.controller.command(said.host, f"vm.{said.verb}", args, reason=said.reason)
@@ -102,6 +104,14 @@ async def limits(run: Run) -> int:
     else:
         output.limits(run.out, states)
     return Code.OK
+
+
+async def snapshot(run: Run) -> int:
+    """Without an option it only looks."""
+    verb, more = asking.snapshot_args(vars(run.said))
+    args = {**asking.selector_args(vars(run.said), tuple(run.said.vms)), **more}
+    handle = run.controller.command(run.said.host, verb, args, reason=run.said.reason)
+    return _result(run, handle, await _answered(run, handle))
 
 
 async def on_host(run: Run) -> int:
@@ -235,6 +245,7 @@ COMMANDS: Mapping[str, Callable[[Run], Awaitable[int]]] = {
     "reboot": on_vms,
     "restart": on_vms,
     "revert": on_vms,
+    "snapshot": snapshot,
     "extend": on_vms,
     "limits": limits,
     "drain": on_host,
