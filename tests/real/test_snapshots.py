@@ -1,0 +1,144 @@
+"""R15 on real guests: a snapshot, what is written after it, the way back, a frozen QEMU, `kill -9`, and expiry.
+
+The guest writes marks to its own disk; they are looked for from outside, in the files of the chain.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any, Dict, List
+
+import pytest
+
+from tests.real.conftest import qemu_pids, start_args, virsh
+from tests.support.agent import Agent, Controller, vm_of
+from tests.support.waiting import until
+
+MARKS = """#!/bin/sh
+life=$(sed -n "s/.*instance-id[^0-9a-f]*\\([0-9a-f-]*\\).*/\\1/p" /told/meta-data)
+n=0
+while :; do
+  n=$((n + 1))
+  echo "MARK $life $n." | dd of=/dev/vda bs=1M seek=900 conv=notrunc
+  sync
+  sleep 1
+done
+"""
+
+
+@pytest.fixture
+def allowed(agent: Agent) -> Agent:
+    agent.config["snapshots"] = {"allowed": True, "revert": "allow", "job_s": 15}
+    return agent
+
+
+def started(controller: Controller, **kw: Any) -> str:
+    vm = vm_of(controller.send("vm.start", start_args(user_data=base64.b64encode(MARKS.encode()).decode(), **kw)))
+    controller.wait_phase(vm, "ready")
+    return vm
+
+
+def snapshots(agent: Agent, vm: str) -> List[Dict[str, Any]]:
+    answer = agent.ask("show", vm=vm)
+    return list(answer["state"]["snapshots"]) if answer else []
+
+
+def in_state(agent: Agent, vm: str, state: str, seconds: float = 60) -> Dict[str, Any]:
+    return until(lambda: [one for one in snapshots(agent, vm) if one["state"] == state], seconds, state)[-1]
+
+
+def files(agent: Agent, vm: str) -> List[Path]:
+    return sorted(Path(agent.config["directories"]["state"]).rglob(f"{vm}*.qcow2"))
+
+
+def named(agent: Agent, vm: str, end: str) -> Path:
+    return next(path for path in files(agent, vm) if path.name == vm + end)
+
+
+def marked(path: Path, text: str = "MARK ") -> bool:
+    os.sync()
+    return text.encode() in path.read_bytes()
+
+
+def test_snapshot_write_revert_delete(allowed: Agent, controller: Controller) -> None:
+    allowed.start()
+    vm = started(controller, keep_s=300)
+    overlay = named(allowed, vm, ".qcow2")
+    until(lambda: marked(overlay), 60, "the guest writes to its disk")
+    controller.reply(controller.send("vm.snapshot", {"vms": [vm], "name": "before"}), "done")
+    layer = named(allowed, vm, ".snap-before.qcow2")
+    kept = overlay.read_bytes()
+    until(lambda: marked(layer, f"MARK {vm} "), 60, "what is written after the snapshot is in its layer")
+    assert overlay.read_bytes() == kept
+    controller.reply(controller.send("vm.revert", {"vms": [vm], "snapshot": "before", "grace_s": 0}), "done")
+    assert overlay.read_bytes() == kept
+    assert not marked(layer, f"MARK {vm} "), "what was written since is gone"
+    until(lambda: marked(layer, f"MARK {vm}-1 "), 60, "the next life writes on top of what was kept")
+    controller.reply(controller.send("vm.snapshot.delete", {"vms": [vm], "name": "before"}), "done")
+    assert files(allowed, vm) == [overlay]
+    assert marked(overlay, f"MARK {vm}-1 "), "what was in the layer is in the overlay now"
+    controller.reply(controller.send("vm.stop", {"vms": [vm], "grace_s": 0}), "done")
+    subprocess.run(["qemu-img", "check", "-q", str(overlay)], check=True)
+    told = subprocess.run(["qemu-img", "info", "--backing-chain", "--output=json", str(overlay)], check=True,
+                          stdout=subprocess.PIPE).stdout
+    assert len(json.loads(told)) == 2
+
+
+def test_expiry_leaves_a_flat_chain_and_the_guest_alone(allowed: Agent, controller: Controller) -> None:
+    allowed.start()
+    vm = started(controller)
+    controller.reply(controller.send("vm.snapshot", {"vms": [vm], "name": "short", "keep_s": 10}), "done")
+    assert len(files(allowed, vm)) == 2
+    gone = in_state(allowed, vm, "gone")
+    assert gone["created_at"] and gone["ended_at"] and gone["size_bytes"] > 0
+    assert [path.name for path in files(allowed, vm)] == [f"{vm}.qcow2"]
+    assert ".snap-" not in virsh("dumpxml", f"vma-{vm}")
+    assert controller.wait_phase(vm, "ready")["incarnation"] == 0
+
+
+def test_a_frozen_qemu_is_told_in_time_and_nothing_is_left(allowed: Agent, controller: Controller) -> None:
+    allowed.start()
+    vm = started(controller)
+    (pid,) = qemu_pids(vm)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        reply = controller.reply(controller.send("vm.snapshot", {"vms": [vm], "name": "late"}), "failed")
+        assert reply["result"]["members"][0]["problem"]["type"] == "snapshot-late"
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    in_state(allowed, vm, "failed", 90)
+    assert [path.name for path in files(allowed, vm)] == [f"{vm}.qcow2"]
+    assert controller.wait_phase(vm, "ready")["incarnation"] == 0
+
+
+@pytest.mark.parametrize("instant", ["before-take-snapshot", "after-take-snapshot"])
+def test_killed_while_it_is_taken(allowed: Agent, controller: Controller, instant: str) -> None:
+    allowed.start()
+    vm = started(controller)
+    allowed.kill9()
+    allowed.start(crash_at=instant)
+    id = controller.send("vm.snapshot", {"vms": [vm], "name": "a"})
+    until(lambda: not allowed.alive(), 60, instant)
+    allowed.start()
+    controller.reply(id, "done")
+    assert in_state(allowed, vm, "there")["name"] == "a" and len(files(allowed, vm)) == 2
+
+
+@pytest.mark.parametrize("instant", ["before-delete-snapshot", "after-delete-snapshot"])
+def test_killed_while_it_is_deleted(allowed: Agent, controller: Controller, instant: str) -> None:
+    allowed.start()
+    vm = started(controller)
+    controller.reply(controller.send("vm.snapshot", {"vms": [vm], "name": "a"}), "done")
+    allowed.kill9()
+    allowed.start(crash_at=instant)
+    id = controller.send("vm.snapshot.delete", {"vms": [vm], "name": "a"})
+    until(lambda: not allowed.alive(), 60, instant)
+    allowed.start()
+    controller.reply(id, "done")
+    assert [path.name for path in files(allowed, vm)] == [f"{vm}.qcow2"]
+    assert controller.wait_phase(vm, "ready")["incarnation"] == 0
