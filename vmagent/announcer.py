@@ -56,7 +56,7 @@ class Announcer:
             info, self._consequences.policy, now, epoch=self._world.epoch, version=self._version,
             drained=self._world.drained, degraded=self._world.degraded,
             commands=[f"{verb}/1" for verb in VERBS], security=self._security, certificates=self._certificates(),
-            capabilities=self._capabilities(),
+            capabilities=self._capabilities(), lists=self._world.lists,
         )
         return {**state, "revocation_version": version(self._world.revocations)}
 

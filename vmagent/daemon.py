@@ -109,6 +109,7 @@ class Daemon:
         await parts.recovery.restored()
         await parts.recovery.recall()
         await parts.images.start()
+        await parts.endorse()
         await parts.keepers.revoker.look()
         await parts.network()
         parts.hypervisor.start(parts.hint, parts.connection)

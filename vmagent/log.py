@@ -137,6 +137,14 @@ MESSAGES: Mapping[str, Message] = {
         logging.ERROR,
         "VMs run on an image that is not trusted any more; the line says which, and what is done.",
     ),
+    "list-taken": Message(
+        "6c8e01a3f2c74b4f9a30b5a4f1d0c240", logging.INFO, "A new version of an image list is in use."
+    ),
+    "list-refused": Message(
+        "6c8e01a3f2c74b4f9a30b5a4f1d0c241",
+        logging.WARNING,
+        "An image list could not be had, was refused, or its signer is in doubt; the last one taken counts on.",
+    ),
     "swept": Message(
         "6c8e01a3f2c74b4f9a30b5a4f1d0c21c",
         logging.WARNING,
@@ -160,6 +168,7 @@ FIELDS: Mapping[str, str] = {
     "epoch": "epoch of the store",
     "file": "the file in question",
     "device": "the host's network interface in question",
+    "list": "identifier of the image list",
     "count": "how many",
     "seconds": "how long, or how long until",
 }

@@ -11,12 +11,13 @@ import random
 from dataclasses import dataclass
 from typing import Any, Callable, Coroutine, Mapping, Optional, Sequence, Tuple
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
 import vmagent
 from vmagent import ports
 from vmagent.announcer import Announcer
+from vmagent.broker.endorsers import TrustedEndorsers
 from vmagent.broker.signing import Unsigned, Verifier
 from vmagent.broker.trust import TrustStore
 from vmagent.channel import Channel, channel
@@ -29,7 +30,7 @@ from vmagent.core.changes import Change, PutSetting
 from vmagent.core.model import VmSpec
 from vmagent.core.policy import Policy
 from vmagent.counting import Watchman
-from vmagent.errors import Fault
+from vmagent.errors import Fault, FaultKind
 from vmagent.holding import Holder
 from vmagent.host import interfaces, room
 from vmagent.host.cgroups import HostCgroups
@@ -40,6 +41,7 @@ from vmagent.hypervisor.adapter import Libvirt
 from vmagent.hypervisor.perform import Paths
 from vmagent.imagecommands import ImageCommands
 from vmagent.images.local import LocalImages
+from vmagent.images.subscriptions import Subscriptions
 from vmagent.intake import Intake, Limits
 from vmagent.lanes import Lanes
 from vmagent.local.feed import LiveFeed
@@ -58,6 +60,7 @@ from vmagent.world import World
 log = logging.getLogger("vmagent.daemon")
 THREADS = {"store": 1, "images": 3, "network": 2, "files": 1}
 RELOAD_S = 30.0
+LIST_PART = "image-list "  # and its identifier: the part of host.state's `degraded`
 OVERHEAD = "memory_overhead_mib"  # the setting that holds what was learned
 
 
@@ -102,6 +105,7 @@ class Parts:
     intake: Intake
     local: LocalServer
     trust: TrustStore
+    lists: Subscriptions
     lanes: Mapping[str, Lanes]
     connected: Deferred[None] = dataclasses.field(default_factory=Deferred)  # libvirt came or went for the first time
 
@@ -162,6 +166,20 @@ class Parts:
 
     async def _files(self) -> None:
         await self.lanes["files"].run("trust", RELOAD_S, self.trust.reload)
+        await self.lists.look()
+
+    async def endorse(self) -> None:
+        """Image lists: those kept from the last run count at once, all are read again from now on."""
+        await self.lists.start(self.consequences.policy.trust, self.consequences.policy.clock_skew_s, self.listed)
+
+    def listed(self) -> None:
+        """Image lists, or what is wrong with them, changed."""
+        self.world.lists = self.lists.lists
+        for part in [part for part in self.world.degraded if part.startswith(LIST_PART)]:
+            del self.world.degraded[part]
+        self.world.degraded.update({LIST_PART + name: why for name, why in self.lists.troubles.items()})
+        self.reconciler.mark_all()
+        self._run(self.announcer.changed())
 
     async def _network_again(self) -> None:
         if "firewall" in self.world.degraded:
@@ -184,6 +202,7 @@ class Parts:
         self.consequences.policy = policy
         self.images.adopt(policy.images, policy.volumes)
         self.kernel.firewall.adopt(policy.firewall)
+        self.lists.adopt(policy.trust, policy.clock_skew_s)
         self.reconciler.mark_all()
         self._run(self.minute())
 
@@ -192,6 +211,7 @@ class Parts:
         self.reconciler.stop()
         self.keepers.snapshotting.stop()
         self.keepers.revoker.stop()
+        self.lists.stop()
         self.local.stop()
         self.channel.inbox.stop()
         self.channel.outbox.stop()
@@ -261,6 +281,7 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
     commands = ImageCommands(world, consequences, keepers.revoker)
     trust = TrustStore(config.security)
     verifier = _verifier(config, trust)
+    lists = _lists(config, trust, lanes["files"], reactor, clock, chance)
     capabilities = _capabilities(hypervisor, kernel, consequences)
     announcer = Announcer(world, store, hypervisor, consequences, clock, config.security.commands,
                           vmagent.__version__, lambda: _days_left(trust, clock), capabilities, commands.here)
@@ -276,7 +297,18 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
                         lambda payload, signer: Deferred.fromCoroutine(intake.local(payload, signer)),
                         queries.table(), feed, clock, policy.host)
     return Parts(clock, store, images, kernel, hypervisor, way, world, consequences, observer, reconciler, recovery,
-                 keepers, announcer, intake, local, trust, lanes)
+                 keepers, announcer, intake, local, trust, lists, lanes)
+
+
+def _lists(
+    config: Config, trust: TrustStore, lanes: Lanes, reactor: Any, clock: ports.Clock, chance: random.Random
+) -> Subscriptions:
+    folder = config.directories.state / "lists"
+    return Subscriptions(folder, TrustedEndorsers(trust), lanes, reactor, clock, chance.random, _no_url)
+
+
+def _no_url(url: str) -> Deferred[bytes]:
+    return fail(Fault(FaultKind.REFUSED, "image lists are read from files only"))
 
 
 def _kernel(policy: Policy, lanes: Lanes) -> Kernel:

@@ -32,7 +32,7 @@ def site(tmp_path: Path) -> Endorsing:
 def take(site: Endorsing, raw: bytes, source: ListSource = SOURCE, known: Optional[str] = None, now_s: float = NOW_S,
          **settings: str) -> VerifiedList:  # fmt: skip
     before = parse(imagelists.text(version=known)) if known else None
-    return taken(raw, source, site.endorsers(**settings), before, now_s, 300)
+    return taken(raw, source, site.endorsers(**settings), before, now_s, 300).verified
 
 
 def refusal(site: Endorsing, raw: bytes, **rest: Any) -> Problem:

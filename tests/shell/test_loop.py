@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from pathlib import Path
 from typing import Any, Iterator, List
@@ -9,13 +10,16 @@ from typing import Any, Iterator, List
 import pytest
 from twisted.internet.defer import fail, succeed
 
-from tests.support import building
+from tests.support import building, imagelists
 from tests.support.site import Site, start_args
 from tests.support.world import LOOSE
 from vmagent.core import schemas
 from vmagent.core.actions import Do
 from vmagent.core.identity import vm_id
+from vmagent.core.imagelist import parse
 from vmagent.core.model import Phase, Seen
+from vmagent.core.policy import ListSource, TrustPolicy
+from vmagent.core.trust import VerifiedList
 from vmagent.errors import Fault, FaultKind
 
 
@@ -264,6 +268,21 @@ def test_bad_commands_are_refused_told_and_change_nothing(
     assert row["verdict"] == "refused" and row["why"]
     assert not site.world.records and not site.host.worlds
     started(site)  # the queue goes on
+
+
+def test_a_start_from_an_image_list_is_decided_by_the_list(site: Site) -> None:
+    lst = parse(imagelists.text(images=[imagelists.image("listed", building.SHA512)], version="42"))
+    source = ListSource(lst.identifier, path="/x", endorsers=(lst.endorser,))
+    site.consequences.policy = dataclasses.replace(site.consequences.policy, trust=TrustPolicy(lists=(source,)))
+    image = {"image": {"id": "listed"}}
+    assert site.replies(site.send("vm.start", start_args(**image)))[-1]["problem"]["type"] == "unknown-image"
+    site.world.lists = {lst.identifier: VerifiedList(lst, imagelists.NOW, lst.endorser)}
+    vm = started(site, **image)
+    told = site.states(vm)[-1]["image"]
+    assert (told["endorser"], told["list"], told["list_version"]) == (lst.endorser, lst.identifier, "42")
+    newer = parse(imagelists.text(images=[], version="43"))
+    site.world.lists = {lst.identifier: VerifiedList(newer, imagelists.NOW, lst.endorser)}
+    assert site.replies(site.send("vm.start", start_args(**image)))[-1]["problem"]["type"] == "unknown-image"
 
 
 def test_what_is_not_ours_is_not_found(site: Site) -> None:

@@ -46,7 +46,7 @@ def host_state(host: str, **changes: Any) -> Mapping[str, Any]:
         info, policy(host=host), now(), epoch=Epoch(EPOCH, 1, WALL, "first"), version="0", drained=False, degraded={},
         commands=["vm.start/1"], security="signed", certificates={},
         capabilities=limitviews.capabilities(
-            info, FirewallInfo("sets", ""), ShaperInfo("tbf", ""), None, SnapshotRules()),
+            info, FirewallInfo("sets", ""), ShaperInfo("tbf", ""), None, SnapshotRules()), lists={},
     )
     return {**data, **changes}
 

@@ -11,6 +11,7 @@ import yaml
 
 from vmagent import configfile
 from vmagent.config import Config, reloaded
+from vmagent.core.policy import Endorser, ListSource, TrustPolicy
 from vmagent.errors import Problem, Problems
 
 HOST = "wn017.site.example.org"
@@ -47,6 +48,51 @@ def places(path: Path, **kw: Any) -> List[str]:
 
 
 # ---- what is accepted ----
+
+
+LISTS = """
+images:
+  unendorsed: deny
+  lists_refresh_s: 600
+  lists:
+    - {identifier: a-list, path: /etc/a.list, endorsers: [/CN=a, "CN=b,DC=org"], vos: [atlas], maximum_age_s: 86400}
+    - {identifier: own, path: /etc/own.json, signature: none, endorsers: [/CN=a]}
+  endorsers:
+    - {subject: /CN=c, decision: deny}
+"""
+
+
+def test_trust_in_images_becomes_policy_and_is_in_force_at_once(tmp_path: Path) -> None:
+    fresh = read(tmp_path, LISTS)
+    assert fresh.policy.trust == TrustPolicy(
+        "deny",
+        (ListSource("a-list", "/etc/a.list", "", "required", ("/CN=a", "CN=b,DC=org"), ("atlas",), 86400),
+         ListSource("own", "/etc/own.json", "", "none", ("/CN=a",))),
+        (Endorser("/CN=c", "deny"),),
+        600,
+    )  # fmt: skip
+    now, waiting = reloaded(read(tmp_path), fresh)
+    assert (now.policy.trust, waiting) == (fresh.policy.trust, ())
+
+
+def test_what_would_endorse_nothing_silently_is_refused(tmp_path: Path) -> None:
+    text = """
+images:
+  lists:
+    - {identifier: a-list, path: /etc/a.list, endorsers: [nobody]}
+    - {identifier: a-list, path: /etc/b.list, endorsers: [/CN=a]}
+  endorsers:
+    - {subject: "CN=c,DC=org"}
+    - {subject: /DC=org/CN=c}
+    - {subject: x}
+"""
+    assert places(main_file(tmp_path, text)) == [
+        "images.endorsers[1].subject", "images.endorsers[2].subject", "images.lists[0].endorsers[0]",
+        "images.lists[1].identifier",
+    ]  # fmt: skip
+    assert places(main_file(tmp_path, "images: {lists: [{identifier: a}], unendorsed: all}\n")) == [
+        "images.lists[0].endorsers", "images.lists[0].path", "images.unendorsed",
+    ]  # fmt: skip
 
 
 def test_a_minimal_file_is_enough(tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ import pytest
 
 import vmagent
 from tests.support import building as b
+from tests.support import imagelists
 from vmagent.core import events, limitviews, schemas
 from vmagent.core.alarms import ALARMS
 from vmagent.core.changes import Epoch, OutboxRow
 from vmagent.core.commands import VERBS
 from vmagent.core.drivers import PROFILES
+from vmagent.core.imagelist import parse
 from vmagent.core.model import (
     CpuLimit,
     Desired,
@@ -33,7 +35,9 @@ from vmagent.core.model import (
     ShaperInfo,
     VmRecord,
 )
+from vmagent.core.policy import Endorser, ListSource, TrustPolicy
 from vmagent.core.snapshotmodel import SnapshotRules
+from vmagent.core.trust import VerifiedList
 from vmagent.errors import Problems
 
 DEVICE = b.spec().interfaces[0].device
@@ -235,15 +239,20 @@ def test_the_digest_leaves_the_data_alone() -> None:
 # -- the other messages
 
 
-def host(**kw: Any) -> Dict[str, Any]:
-    members: Dict[str, Any] = {
+def members(**kw: Any) -> Dict[str, Any]:
+    """What host_state is told beside the host and the policy."""
+    told: Dict[str, Any] = {
         "epoch": EPOCH, "version": "0.1.0", "drained": False, "degraded": {"broker": "away"},
         "commands": [f"{verb}/1" for verb in VERBS], "security": "signed", "certificates": {"/etc/c.pem": 30},
         "capabilities": limitviews.capabilities(
             INFO, FirewallInfo("conntrack", "works"), ShaperInfo("tbf+fq_codel", "works"), 2, SnapshotRules()),
+        "lists": {},
     }  # fmt: skip
-    members.update(kw)
-    return events.host_state(INFO, b.policy(), b.now(), **members)
+    return {**told, **kw}
+
+
+def host(**kw: Any) -> Dict[str, Any]:
+    return events.host_state(INFO, b.policy(), b.now(), **members(**kw))
 
 
 def test_host_state_fits_its_schema_and_tells_no_paths_of_the_store() -> None:
@@ -254,6 +263,21 @@ def test_host_state_fits_its_schema_and_tells_no_paths_of_the_store() -> None:
     for name in data:
         with pytest.raises(Problems):
             schemas.check("event.host.state", {k: v for k, v in data.items() if k != name})
+
+
+def test_the_trust_in_images_is_published_without_places_or_tokens() -> None:
+    lst = parse(imagelists.text(version="42"))
+    names = ("new", lst.identifier)
+    sources = tuple(ListSource(name, url="https://x/?token=secret", endorsers=("/CN=a",)) for name in names)
+    policy = b.policy(trust=TrustPolicy("deny", sources, (Endorser("/CN=b", "deny", maximum_age_s=3600),)))
+    held = VerifiedList(lst, b.WALL, "/CN=a", "certificate-revoked", "its issuer has revoked it")
+    data = events.host_state(INFO, policy, b.now(), **members(lists={lst.identifier: held}))
+    schemas.check("event.host.state", data)
+    told = data["image_trust"]
+    assert told["unendorsed"] == "deny" and "token" not in json.dumps(data)
+    assert told["endorsers"] == [{"subject": "/CN=b", "decision": "deny", "vos": ["*"], "maximum_age_s": 3600}]
+    assert [one["here"] and one["here"]["version"] for one in told["lists"]] == [None, "42"]
+    assert told["lists"][1]["here"]["void"] == "certificate-revoked: its issuer has revoked it"
 
 
 def test_host_snapshot_fits_its_schema() -> None:

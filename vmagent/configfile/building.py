@@ -24,12 +24,15 @@ from vmagent.core.policy import (
     Authority,
     CatalogueImage,
     Defaults,
+    Endorser,
     Flavour,
+    ListSource,
     Maxima,
     Minima,
     NetworkType,
     Policy,
     SiteFirewall,
+    TrustPolicy,
     Volume,
 )
 from vmagent.core.snapshotmodel import SnapshotRules
@@ -121,6 +124,15 @@ def _apart(prefixes: Sequence[str]) -> Tuple[str, ...]:
     return tuple(found)
 
 
+def _trust(images: Values) -> TrustPolicy:
+    return TrustPolicy(
+        unendorsed=images["unendorsed"],
+        lists=tuple(ListSource(**_tuples(row)) for row in images["lists"]),
+        endorsers=tuple(Endorser(**_tuples(row)) for row in images["endorsers"]),
+        refresh_s=images["lists_refresh_s"],
+    )
+
+
 def _authority(row: Values, maxima: Values) -> Authority:
     members = _tuples(row)
     if members["maxima"] is not None:
@@ -151,5 +163,6 @@ def _policy(values: Values) -> Policy:
         firewall=_firewall(values["firewall"]),
         snapshots=SnapshotRules(**values["snapshots"]),
         on_revoked=values["images"]["on_revoked"],
+        trust=_trust(values["images"]),
         **values["capacity"],
     )

@@ -119,6 +119,33 @@ def replies(values: Values) -> Iterator[Complaint]:
         yield Complaint(("broker", "default_reply"), "is not below broker.reply_prefixes", f"begins with {known}")
 
 
+def endorsement(values: Values) -> Iterator[Complaint]:
+    """Names that are none would endorse nothing, silently; a list or an endorser stands once."""
+    images = values["images"]
+    for index, row in enumerate(images["lists"]):
+        at: Parts = ("images", "lists", index)
+        if row["identifier"] in [other["identifier"] for other in images["lists"][:index]]:
+            yield Complaint((*at, "identifier"), f"{row['identifier']} stands twice", "each list once")
+        for number, subject in enumerate(row["endorsers"]):
+            yield from _name_complaints((*at, "endorsers", number), subject)
+    known: List[Any] = []
+    for index, row in enumerate(images["endorsers"]):
+        at = ("images", "endorsers", index, "subject")
+        wrong = list(_name_complaints(at, row["subject"]))
+        yield from wrong
+        if not wrong:
+            if dn.parse(row["subject"]) in known:
+                yield Complaint(at, f"{row['subject']} stands twice", "each endorser once")
+            known.append(dn.parse(row["subject"]))
+
+
+def _name_complaints(at: Parts, subject: str) -> Iterator[Complaint]:
+    try:
+        dn.parse(subject)
+    except ValueError as error:
+        yield Complaint(at, f"no distinguished name: {error}", "/DC=org/CN=A Person or CN=A Person,DC=org")
+
+
 def socket(values: Values) -> Iterator[Complaint]:
     """sun_path has 108 bytes, one for the end."""
     path = values["socket"]["path"]
@@ -153,4 +180,5 @@ CHECKS: Tuple[Tuple[Tuple[Tuple[str, ...], ...], Check], ...] = (
     ((("socket",), ("directories",)), socket),
     ((("networks",),), networks),
     ((("volumes",),), volumes),
+    ((("images",),), endorsement),
 )

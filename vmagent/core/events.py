@@ -8,9 +8,9 @@ The shape of each `data` stands in `vmagent/schema/event.<type>.json`; readers i
 from __future__ import annotations
 
 import copy
-from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from vmagent.core import codec, disks, lease, limitviews, renewal, snapshots, walltime
+from vmagent.core import codec, disks, lease, limitviews, renewal, snapshots, trustview, walltime
 from vmagent.core.changes import Epoch, OutboxRow
 from vmagent.core.drivers import PROFILES
 from vmagent.core.model import (
@@ -26,6 +26,7 @@ from vmagent.core.model import (
     VmSpec,
 )
 from vmagent.core.policy import Policy
+from vmagent.core.trust import VerifiedList
 
 PREFIX = "org.vmagent."
 TYPES: Mapping[str, int] = {
@@ -265,11 +266,12 @@ def host_state(
     security: str,
     certificates: Mapping[str, int],
     capabilities: Mapping[str, Any],
+    lists: Mapping[str, VerifiedList],
 ) -> Dict[str, Any]:
     """The `data` of host.state.
 
     degraded: part -> why; commands: schemas accepted ("vm.start/1"); security: "signed" | "broker";
-    certificates: file -> whole days left; capabilities: what this host can enforce (limitviews.capabilities).
+    certificates: file -> whole days left; capabilities: limitviews.capabilities; lists: as verified.
     """
     return {
         "site": policy.site,
@@ -292,11 +294,14 @@ def host_state(
         "capabilities": codec.plain(capabilities),
         "networks": [{"type": n.name, "addressing": n.addressing} for _, n in sorted(policy.networks.items())],
         "flavours": sorted(policy.flavours),
-        "volumes": [
-            {"name": v.name, "writable": v.writable, "vos": list(v.vos)} for _, v in sorted(policy.volumes.items())
-        ],
+        "volumes": _volumes(policy),
+        "image_trust": trustview.published(policy.trust, lists),
         "images": [{"id": i.id, "sha512": i.sha512, "format": i.format} for _, i in sorted(policy.images.items())],
     }
+
+
+def _volumes(policy: Policy) -> List[Dict[str, Any]]:
+    return [{"name": v.name, "writable": v.writable, "vos": list(v.vos)} for _, v in sorted(policy.volumes.items())]
 
 
 def host_snapshot(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Optional, Sequence, Tuple
+from typing import Optional, Tuple
 
 from vmagent.core import trust, walltime
 from vmagent.core.imagelist import ImageList, parse
@@ -24,45 +24,57 @@ SAYS_NOTHING = ("crl-missing", "crl-expired")
 
 
 @dataclass(frozen=True)
-class Again:
-    """A kept copy looked at again; doubt: why its signer could not be checked now, None = he was."""
+class Checked:
+    """A list as it stands; certificates: PEM, the signer's first, none for a plain list.
+
+    doubt: why its signer is not believed, or could not be checked, now; None = he is.
+    """
 
     verified: VerifiedList
+    certificates: Tuple[bytes, ...] = ()
     doubt: Optional[Problem] = None
 
 
 def taken(
     raw: bytes, source: ListSource, endorsers: Endorsers, known: Optional[ImageList], now_s: float, skew_s: float
-) -> VerifiedList:
+) -> Checked:
     """A list that just came.  Problems: those of `trust.accepted`, list-format, and those of certificates."""
     content, signature, certificates = _opened(raw, source, endorsers)
     if signature is not None:
         endorsers.check(certificates, now_s)
     fresh = _parsed(content)
     trust.accepted(fresh, signature, source, known, now_s, skew_s)
-    return VerifiedList(fresh, walltime.text(now_s), signature.subject if signature else "")
+    signer = signature.subject if signature else ""
+    return Checked(VerifiedList(fresh, walltime.text(now_s), signer), certificates)
 
 
-def again(raw: bytes, source: ListSource, endorsers: Endorsers, now_s: float) -> Again:
+def again(raw: bytes, source: ListSource, endorsers: Endorsers, now_s: float) -> Checked:
     """The copy that was taken before.  Problems: list-signature, list-format: it is not what was written here."""
     content, signature, certificates = _opened(raw, source, endorsers)
     lst = _parsed(content)
     if lst.identifier != source.identifier:
         raise Problem("list-format", f"the kept copy of list {source.identifier} is list {lst.identifier}")
     verified = VerifiedList(lst, walltime.text(now_s), signature.subject if signature else "")
+    return believed(Checked(verified, certificates), endorsers, now_s)
+
+
+def believed(one: Checked, endorsers: Endorsers, now_s: float) -> Checked:
+    """The same list, its signer checked now; the reason that he is not believed makes it void."""
+    verified = dataclasses.replace(one.verified, void_type="", void_why="")
+    if not one.certificates:
+        return one
     try:
-        if signature is not None:
-            endorsers.check(certificates, now_s)
+        endorsers.check(one.certificates, now_s)
     except Problem as problem:
-        if problem.type in SAYS_NOTHING:
-            return Again(verified, problem)
-        return Again(dataclasses.replace(verified, void_type=problem.type, void_why=problem.detail), problem)
-    return Again(verified)
+        if problem.type not in SAYS_NOTHING:
+            verified = dataclasses.replace(verified, void_type=problem.type, void_why=problem.detail)
+        return Checked(verified, one.certificates, problem)
+    return Checked(verified, one.certificates)
 
 
 def _opened(
     raw: bytes, source: ListSource, endorsers: Endorsers
-) -> Tuple[bytes, Optional[Signature], Sequence[bytes]]:
+) -> Tuple[bytes, Optional[Signature], Tuple[bytes, ...]]:
     if source.signature == "none":
         return raw, None, ()
     message = opened(raw)
