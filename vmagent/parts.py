@@ -179,6 +179,7 @@ class Parts:
             del self.world.degraded[part]
         self.world.degraded.update({LIST_PART + name: why for name, why in self.lists.troubles.items()})
         self.reconciler.mark_all()
+        self._run(self.keepers.revoker.look())
         self._run(self.announcer.changed())
 
     async def _network_again(self) -> None:
