@@ -15,7 +15,18 @@ from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Sequ
 
 from vmagent import ports
 from vmagent.consequences import Consequences, unseen
-from vmagent.core import admission, authority, context, events, request, snapshots, strictjson, verbs, walltime
+from vmagent.core import (
+    admission,
+    attaching,
+    authority,
+    context,
+    events,
+    request,
+    snapshots,
+    strictjson,
+    verbs,
+    walltime,
+)
 from vmagent.core.changes import Change, CommandRow, Publish, PutAudit, PutCommand, PutContext, PutSetting, SendReply
 from vmagent.core.commands import VERBS, Command, Signer
 from vmagent.core.model import Desired, Journal, Now, Reason, VmRecord, VmSpec
@@ -246,6 +257,8 @@ class Intake:
         if command.verb == "vm.snapshot":
             free_gib = admission.disk_left_gib(self.policy, tuple(self._world.records.values()), room)
             snapshots.admit(command, self.policy, chosen, room.snapshots, free_gib)
+        if command.verb == "vm.attach":
+            attaching.admit(command, chosen, tuple(self._world.records.values()), self.policy, room.live_disks)
         if VERBS[command.verb].anew:
             self._trusted([record.spec for record in chosen], now)
         after = [(record, verbs.apply(command, record, self.policy, now)) for record in chosen]

@@ -361,7 +361,8 @@ def _room(
         info = hypervisor.info()
         return HostRoom(
             here.cores, here.memory_mib, free_gib, world.drained, info.startable or not info.connected,
-            cpu_caps=info.cpu_caps, disk_io=info.disk_io, memory_overhead_mib=world.settings.get(OVERHEAD, 0),
+            cpu_caps=info.cpu_caps, disk_io=info.disk_io, live_disks=info.live_disks,
+            memory_overhead_mib=world.settings.get(OVERHEAD, 0),
             shaping=bool(kernel.shaper.info().qdisc), filtering=kernel.firewall.info().tracking != "none",
             snapshots=info.snapshots,
         )  # fmt: skip

@@ -13,7 +13,7 @@ from vmagent.core import quota
 from vmagent.core.actions import Action, Do
 from vmagent.core.disks import letter
 from vmagent.core.identity import domain_name
-from vmagent.core.model import CpuLimit, DiskIo, DomainSeen, ForeignSeen, HostSeen, HypervisorInfo, Seen, Tag
+from vmagent.core.model import CpuLimit, Disk, DiskIo, DomainSeen, ForeignSeen, HostSeen, HypervisorInfo, Seen, Tag
 from vmagent.errors import Fault, FaultKind
 
 LIVE = (Seen.RUNNING, Seen.PAUSED, Seen.STOPPING)
@@ -27,6 +27,7 @@ class FakeDomain:
     uuid: str
     name: str
     tag: Optional[Tag] = None
+    disks: Tuple[Disk, ...] = ()
     seen: Seen = Seen.OFF
     reason: str = "unknown"
     cpu: Optional[CpuLimit] = None
@@ -38,8 +39,8 @@ class FakeDomain:
     boots: int = 0
 
 
-def _disks(tag: Optional[Tag]) -> Tuple[str, ...]:
-    return ("vda", "vdb", *(f"vd{letter(disk)}" for disk in (tag.spec.disks if tag else ())))
+def _targets(disks: Tuple[Disk, ...]) -> Tuple[str, ...]:
+    return ("vda", "vdb", *(f"vd{letter(disk)}" for disk in disks))
 
 
 class FakeHypervisor:
@@ -229,6 +230,7 @@ class FakeHypervisor:
         if domain.seen not in LIVE:
             domain.fresh = True
             domain.devices = tuple(interface.device for interface in action.spec.interfaces)
+            domain.disks = domain.tag.spec.disks if domain.tag else ()
             domain.seen, domain.reason = Seen.PAUSED, "user"
 
     def _apply_cpu(self, domain: FakeDomain, action: Action) -> None:
@@ -241,6 +243,14 @@ class FakeHypervisor:
         if not self._disk_io:
             raise Fault(FaultKind.REFUSED, "apply-disk-io: not supported")
         domain.disk_io = action.spec.limits.disk_io
+
+    def _attach_disk(self, domain: FakeDomain, action: Action) -> None:
+        if action.disk is not None and action.disk not in domain.disks:
+            domain.disks = (*domain.disks, action.disk)
+
+    def _detach_disk(self, domain: FakeDomain, action: Action) -> None:
+        if domain.uuid not in self.deaf:
+            domain.disks = tuple(disk for disk in domain.disks if disk != action.disk)
 
     def _resume(self, domain: FakeDomain, action: Action) -> None:
         if domain.seen not in (Seen.PAUSED, Seen.RUNNING):
@@ -284,7 +294,7 @@ class FakeHypervisor:
 
     def _look(self, domain: FakeDomain) -> DomainSeen:
         at, tag = self._seconds(), domain.tag
-        seen = DomainSeen(domain.uuid, domain.seen, domain.reason, at, tag, domain.name, disks=_disks(tag))
+        seen = DomainSeen(domain.uuid, domain.seen, domain.reason, at, tag, domain.name, disks=_targets(domain.disks))
         if domain.seen not in LIVE:
             return seen
         return dataclasses.replace(
@@ -327,6 +337,8 @@ _EFFECTS: Dict[Do, Callable[[FakeHypervisor, FakeDomain, Action], None]] = {
     Do.START_PAUSED: FakeHypervisor._start_paused,
     Do.APPLY_CPU: FakeHypervisor._apply_cpu,
     Do.APPLY_DISK_IO: FakeHypervisor._apply_disk_io,
+    Do.ATTACH_DISK: FakeHypervisor._attach_disk,
+    Do.DETACH_DISK: FakeHypervisor._detach_disk,
     Do.RESUME: FakeHypervisor._resume,
     Do.PAUSE: FakeHypervisor._pause,
     Do.SHUTDOWN: FakeHypervisor._shutdown,

@@ -58,6 +58,7 @@ class World:
         self.scope_cpu: Optional[CpuLimit] = None  # what systemd knows, where there is `scope`
         self.scope = ""
         self.tag: Optional[Tag] = None
+        self.disks = spec.disks  # of the live domain
         self.left: Set[str] = set()
         self.speaks = True
         self.deaf = False
@@ -100,7 +101,7 @@ class World:
         domain = DomainSeen(
             self.spec.vm, self.seen, self.reason, self.at, self.tag, "vma",
             devices=tuple(i.device for i in self.spec.interfaces) if live else (), cpu_by="quota",
-            disks=("vda", "vdb", *(f"vd{letter(disk)}" for disk in self.spec.disks)),
+            disks=("vda", "vdb", *(f"vd{letter(disk)}" for disk in self.disks)),
         )  # fmt: skip
         spoken = tuple(i.device for i in self.spec.interfaces) if self.spoken else ()
         observed = Observed(domain, self.missing_looks >= 2, frozenset(self.left), spoken)
@@ -153,6 +154,7 @@ class World:
                 self.broken.append("started on the disk of another life")
             self.seen, self.reason, self.cpu, self.fresh = Seen.PAUSED, "user", LOOSE, True
             self.weight, self.shape, self.scope_cpu = 0, None, LOOSE
+            self.disks = self.tag.spec.disks if self.tag else action.spec.disks
 
     def _resume(self, action: Action) -> None:
         if self.seen is Seen.PAUSED:
@@ -174,6 +176,14 @@ class World:
     def _apply_disk_io(self, action: Action) -> None:
         if self.seen in LIVE:
             self.disk_io = self.spec.limits.disk_io
+
+    def _attach(self, action: Action) -> None:
+        assert action.disk is not None
+        if self.seen in LIVE and action.disk not in self.disks:
+            self.disks = (*self.disks, action.disk)
+
+    def _detach(self, action: Action) -> None:
+        self.disks = tuple(disk for disk in self.disks if disk != action.disk)
 
     def _apply_firewall(self, action: Action) -> None:
         self.left.add("firewall")
@@ -260,6 +270,8 @@ _EFFECTS: Dict[Do, Callable[[World, Action], None]] = {
     Do.WATCH_NETWORK: World._watch,
     Do.SHAPE: World._shape,
     Do.APPLY_DISK_IO: World._apply_disk_io,
+    Do.ATTACH_DISK: World._attach,
+    Do.DETACH_DISK: World._detach,
     Do.TELL_SYSTEMD: World._tell_systemd,
     Do.ISOLATE: World._isolate,
     Do.REJOIN: World._isolate,

@@ -22,7 +22,7 @@ FQAN = "/vo.example/prod/Role=pilot"
 MORE: Dict[str, Dict[str, Any]] = {
     "vm.extend": {"lifetime_s": 1}, "vm.limits": {"cpu_weight": 50}, "vm.snapshot": {"name": "s"},
     "vm.snapshot.delete": {"name": "s"}, "vm.snapshot.cancel": {"name": "s"},
-    "image.revoke": {"id": "tiny"},
+    "image.revoke": {"id": "tiny"}, "vm.attach": {"volume": "data"}, "vm.detach": {"volume": "data"},
 }  # fmt: skip
 """What a verb needs beside a selector."""
 

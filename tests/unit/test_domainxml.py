@@ -275,6 +275,7 @@ def test_only_what_is_ours_changes_its_owner_and_only_what_is_written_is_limited
     root = ElementTree.fromstring(xml_of(spec=building.spec(disks=DISKS, disk_io=SLOW)))
     rows = {disk.find("target").get("dev"): disk for disk in root.iterfind("devices/disk")}
     assert list(rows) == ["vda", "vdb", "vdc", "vdd", "vde", "sdf"]
+    assert {name for name, disk in rows.items() if disk.get("snapshot") == "no"} == {"vdc", "vdd", "vde", "sdf"}
     kept = {name for name, disk in rows.items() if disk.find("source/seclabel[@relabel='no']") is not None}
     assert kept == {"vdd", "vde", "sdf"}
     assert all(rows[name].find("backingStore") is not None for name in kept)

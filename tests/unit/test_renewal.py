@@ -110,8 +110,9 @@ def test_nor_when_it_waited_for_its_next_life() -> None:
     world.at = record.journal.renew_after
     record = renewal.renewed(record, world.now())
     world.boot_id, world.at = b.OTHER_BOOT, 30.0
-    record, _ = settle(world, record, POLICY)
+    record, done = settle(world, record, POLICY)
     assert record.outcome is Outcome.LOST
+    assert (world.lives, done) == ({0: 1}, [])
 
 
 def test_start_by_counts_anew_for_each_life() -> None:

@@ -119,6 +119,8 @@ def test_every_verb_can_be_asked(verb: str) -> None:
         args = payload()["args"]
     more = {"vm.extend": {"lifetime_s": 1}, "vm.limits": {"cpu_weight": 50}, "image.revoke": {"id": "tiny"}}
     args.update(more.get(verb, {}))
+    if verb in ("vm.attach", "vm.detach"):
+        args["volume"] = "data"
     if verb in ("vm.snapshot", "vm.snapshot.delete", "vm.snapshot.cancel"):
         args["name"] = "s"
     assert parsed(schema=f"{verb}/1", args=args).verb == verb

@@ -36,6 +36,8 @@ def command(verb: str, issued: str = LATER, signer: Signer = SIGNER, reason: str
         payload["args"] = {**payload["args"], "lifetime_s": 7200}
     if verb == "vm.limits" and not {"cpu_cap_core_percent", "cpu_weight", "disk_io", "networks"} & set(args):
         payload["args"] = {**payload["args"], "cpu_weight": 100}
+    if verb in ("vm.attach", "vm.detach") and "volume" not in args:
+        payload["args"] = {**payload["args"], "volume": "data"}
     if verb in OF_SNAPSHOTS and "name" not in args:
         payload["args"] = {**payload["args"], "name": "s"}
     return request.parse(payload, "d" * 64, signer, "broker")
@@ -123,7 +125,7 @@ def test_every_verb_leaves_its_trace(verb: str) -> None:
     assert after.generation == 7
     assert after.reasons == (Reason(building.SIGNER, "batch 4711", NOW.wall),)
     assert after.last_commands == ((building.SIGNER, LATER),)
-    assert dataclasses.replace(after.spec, limits=before.spec.limits) == before.spec
+    assert dataclasses.replace(after.spec, limits=before.spec.limits, disks=before.spec.disks) == before.spec
     assert (after.outcome, after.closed, after.accepted_at) == (None, False, before.accepted_at)
     assert applied(command(verb), before).reasons[-1].why == verb
 

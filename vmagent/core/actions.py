@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Optional, Tuple
 
-from vmagent.core.model import CpuLimit, Tag, VmSpec
+from vmagent.core.model import CpuLimit, Disk, Tag, VmSpec
 from vmagent.core.snapshotmodel import Job
 
 
@@ -26,6 +26,8 @@ class Do(str, Enum):
     SHAPE = "shape"  # bandwidth both ways and the guard of the bridge port, on the live interface
     APPLY_CPU = "apply-cpu"  # cap and weight
     APPLY_DISK_IO = "apply-disk-io"
+    ATTACH_DISK = "attach-disk"  # to the live guest
+    DETACH_DISK = "detach-disk"  # asked of it; it may take its time
     TELL_SYSTEMD = "tell-systemd"  # the cap, to the unit that owns the guest's cgroup
     RESUME = "resume"  # the tag follows: whatever has a definition of ours may have run
     PAUSE = "pause"
@@ -63,6 +65,8 @@ TABLE = {
     Do.SHAPE: _Row("shaper", 20, safe=True),
     Do.APPLY_CPU: _Row("hypervisor", 30, safe=True),
     Do.APPLY_DISK_IO: _Row("hypervisor", 30, safe=True),
+    Do.ATTACH_DISK: _Row("hypervisor", 30),
+    Do.DETACH_DISK: _Row("hypervisor", 30),
     Do.TELL_SYSTEMD: _Row("cgroups", 20, safe=True),
     Do.RESUME: _Row("hypervisor", 30),
     Do.PAUSE: _Row("hypervisor", 30, safe=True),
@@ -95,6 +99,7 @@ class Action:
     then: Optional[Action] = None  # performed right after this one, without another look in between
     job: Optional[Job] = None  # TAKE_SNAPSHOT, DELETE_SNAPSHOT
     layers: Tuple[str, ...] = ()  # DEFINE, CUT_BACK, MAKE_LAYER: names of snapshots, oldest first
+    disk: Optional[Disk] = None  # ATTACH_DISK, DETACH_DISK
 
     @property
     def chain(self) -> Tuple[Action, ...]:

@@ -41,6 +41,7 @@ class HostRoom:
     disk_written_gib: int = 0  # what overlays of open wishes already take, rounded down; 0 = not known
     memory_overhead_mib: int = 0  # what a QEMU was seen to take beside its guest's memory; 0 = not known
     disk_io: bool = True  # False = the driver cannot limit a disk's input and output
+    live_disks: bool = True  # False = it cannot attach a disk to a guest that runs
     shaping: bool = True  # False = no qdisc works here: bandwidth cannot be limited
     filtering: bool = True  # False = nft does not work here: no interface can be guarded
     snapshots: Tuple[str, ...] = ()  # kinds that the driver can take

@@ -208,6 +208,11 @@ SNAPSHOT: Tuple[Option, ...] = (
 )
 """Of the sub-command `snapshot`; without an option it only looks."""
 
+ATTACHING: Tuple[Option, ...] = (
+    Option("--volume", "volume", volume, "NAME[:ro]", "the data volume; :ro to read it only (required)"),
+)
+"""Which volume is attached or taken away."""
+
 SELECTOR: Tuple[Option, ...] = (
     Option("--tagged", "tag", str, "TAG", "all VMs with this tag"),
     Option("--owned-by", "owner", str, "SUBJECT", "all VMs of this owner"),

@@ -30,6 +30,7 @@ from vmagent.core.model import (
     Tag,
     VmRecord,
     VmSpec,
+    VolumeUse,
 )
 from vmagent.core.snapshotmodel import Snapshot, SnapshotState
 
@@ -116,6 +117,7 @@ def _journal(raw: Mapping[str, Any]) -> Journal:
     members = _tuples(raw, "warned_s", "alarms")
     if members.get("limits_before") is not None:
         members["limits_before"] = limits_from_json(members["limits_before"])
+    members["volumes"] = tuple(VolumeUse(**{**use, "disk": Disk(**use["disk"])}) for use in raw.get("volumes", ()))
     return Journal(**members)
 
 

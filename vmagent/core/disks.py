@@ -15,7 +15,7 @@ import dataclasses
 from fnmatch import fnmatchcase
 from typing import Any, Iterable, Iterator, List, Mapping, Sequence, Tuple
 
-from vmagent.core.model import CDROM, SCRATCH, VOLUME, Disk, Owner, VmRecord, VmSpec
+from vmagent.core.model import CDROM, SCRATCH, VOLUME, Disk, Owner, VmRecord, VmSpec, VolumeUse
 from vmagent.core.policy import Policy
 from vmagent.errors import Problem
 
@@ -109,10 +109,21 @@ def _taken(
 
 
 def held_by(records: Iterable[VmRecord]) -> Iterator[Disk]:
-    """The volumes that VMs which have not ended wish for."""
+    """The volumes that VMs which have not ended wish for, or still have."""
     for record in records:
         if record.outcome is None and not record.closed:
             yield from (disk for disk in record.spec.disks if disk.volume)
+            yield from held(record)
+
+
+def held(record: VmRecord) -> Iterator[Disk]:
+    """The volumes that this VM's guest has, as last seen."""
+    return (use.disk for use in record.journal.volumes if not use.detached_wall)
+
+
+def released(uses: Iterable[VolumeUse], wall: str) -> Tuple[VolumeUse, ...]:
+    """The guest is gone: it has none any more."""
+    return tuple(use if use.detached_wall else dataclasses.replace(use, detached_wall=wall) for use in uses)
 
 
 def plain(disk: Disk) -> Mapping[str, Any]:

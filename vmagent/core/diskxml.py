@@ -69,8 +69,9 @@ def asked_disks(devices: Element, spec: VmSpec, profile: Profile, sources: Seque
 def asked_disk(devices: Element, disk: Disk, source: DiskSource, limits: DiskIo, profile: Profile) -> Element:
     """One of them."""
     ours = disk.kind == SCRATCH
+    # snapshot="no": libvirt would put a layer beside every disk that a snapshot does not name, a site's volume too.
     found = add(devices, "disk", type="block" if source.block else "file",
-                device="cdrom" if disk.kind == CDROM else "disk")
+                device="cdrom" if disk.kind == CDROM else "disk", snapshot="no")
     add(found, "driver", name="qemu", type=source.format, cache="writeback", discard="unmap" if ours else "")
     where = add(found, "source", **{"dev" if source.block else "file": source.path})
     if profile.backing_chain and not ours:
@@ -90,6 +91,17 @@ def asked_xml(disk: Disk, source: DiskSource, limits: DiskIo, profile: Profile) 
     """One of them by itself, as a device is attached and detached.  ValueError: XML cannot carry a value."""
     made = asked_disk(Element("devices"), disk, source, limits, profile)
     return ElementTree.tostring(made, encoding="unicode")
+
+
+def disk_xml(domain: str, target: str) -> str:
+    """The <disk> with this name in a domain's XML, as libvirt gave it; "" = there is none.  ValueError: no XML."""
+    try:
+        for disk in ElementTree.fromstring(domain).iterfind("devices/disk"):
+            if disk.find(f"target[@dev='{target}']") is not None:
+                return ElementTree.tostring(disk, encoding="unicode")
+    except ElementTree.ParseError as error:
+        raise ValueError(f"not a domain: {error}") from None
+    return ""
 
 
 def target(disk: Disk, profile: Profile) -> str:

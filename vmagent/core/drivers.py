@@ -17,6 +17,7 @@ from typing import FrozenSet, Mapping, Optional, Tuple
 from vmagent.core.actions import Do
 
 X86 = ("x86_64", "i686")
+LIVE_DISKS = (Do.ATTACH_DISK, Do.DETACH_DISK)
 HARDWARE_FLAGS = frozenset({"vmx", "svm"})
 
 
@@ -58,6 +59,10 @@ class Profile:
     unsupported: FrozenSet[Do] = frozenset()
 
     @property
+    def live_disks(self) -> bool:
+        return Do.ATTACH_DISK not in self.unsupported
+
+    @property
     def cpu_caps(self) -> bool:
         return self.cpu_cap != "none"
 
@@ -90,7 +95,7 @@ PROFILES: Mapping[str, Profile] = {
             nic_mtu=False,
             paravirtual_devices=False,
             off_settles_s=20.0,
-            unsupported=frozenset({Do.APPLY_DISK_IO, Do.TAKE_SNAPSHOT, Do.DELETE_SNAPSHOT}),
+            unsupported=frozenset({Do.APPLY_DISK_IO, Do.TAKE_SNAPSHOT, Do.DELETE_SNAPSHOT, *LIVE_DISKS}),
         ),
         Profile(
             "xen-pv",
@@ -114,7 +119,7 @@ PROFILES: Mapping[str, Profile] = {
             bootloader="pygrub",
             paravirtual_devices=False,
             off_settles_s=20.0,
-            unsupported=frozenset({Do.APPLY_DISK_IO, Do.TAKE_SNAPSHOT, Do.DELETE_SNAPSHOT}),
+            unsupported=frozenset({Do.APPLY_DISK_IO, Do.TAKE_SNAPSHOT, Do.DELETE_SNAPSHOT, *LIVE_DISKS}),
         ),
         Profile(
             "test",
@@ -130,7 +135,7 @@ PROFILES: Mapping[str, Profile] = {
             nic_mtu=False,
             paravirtual_devices=False,
             snapshots=("full",),
-            unsupported=frozenset({Do.APPLY_CPU, Do.APPLY_DISK_IO}),
+            unsupported=frozenset({Do.APPLY_CPU, Do.APPLY_DISK_IO, *LIVE_DISKS}),
         ),
     )
 }

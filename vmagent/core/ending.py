@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, FrozenSet, Mapping, Tuple
 
-from vmagent.core import lease, proof
+from vmagent.core import disks, lease, proof
 from vmagent.core.actions import Action, Do
 from vmagent.core.model import Desired, Journal, Now, Observed, Outcome, Reason, Seen, VmRecord
 
@@ -80,7 +80,8 @@ def ended(record: VmRecord, observed: Observed, now: Now) -> VmRecord:
     """Write down a proven end: outcome, when, why; the disk is kept from now on."""
     outcome, who, why = how(record, observed, now)
     desired = record.desired if record.desired is Desired.ABSENT else Desired.STOP
-    record = journaled(record, ended_at=now.at, ended_boot=now.boot_id)
+    uses = disks.released(record.journal.volumes, now.wall)
+    record = journaled(record, ended_at=now.at, ended_boot=now.boot_id, volumes=uses)
     return because(dataclasses.replace(record, outcome=outcome, desired=desired), who, why, now)
 
 
@@ -110,11 +111,22 @@ def gave_up(record: VmRecord, action: Action, detail: str, now: Now) -> VmRecord
     record = because(record, "agent", f"{action.do.value}: {detail}", now)
     if record.journal.limits_before is not None and action.do in proof.REPAIRS.values():
         return taken_back(record)
+    if action.do is Do.ATTACH_DISK:
+        return _not_attached(record, action, detail)
     unwanted = record.outcome is not None or record.desired in (Desired.STOP, Desired.ABSENT)
     if action.do not in START_STEPS or unwanted or record.journal.may_have_run:
         return record
     record = dataclasses.replace(record, desired=Desired.ABSENT, outcome=Outcome.FAILED)
     return journaled(record, end_cause="start", ended_at=now.at, ended_boot=now.boot_id)
+
+
+def _not_attached(record: VmRecord, action: Action, detail: str) -> VmRecord:
+    """A disk that cannot be attached is not wished for any more: the guest goes on without it."""
+    kept = tuple(disk for disk in record.spec.disks if disk != action.disk)
+    if kept == record.spec.disks:
+        return record
+    spec = dataclasses.replace(record.spec, disks=kept)
+    return journaled(dataclasses.replace(record, spec=spec, generation=record.generation + 1), attach_failed=detail)
 
 
 def taken_back(record: VmRecord) -> VmRecord:

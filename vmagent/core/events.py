@@ -154,6 +154,11 @@ def vm_state(record: VmRecord, observed: Observed, now: Now, policy: Policy) -> 
         "limits": limits(spec, observed, now),
         "timings_ms": dict(record.timings_ms),
         "alarms": list(record.journal.alarms),
+        "volumes": [
+            {"volume": use.disk.volume, "read_only": use.disk.read_only, "attached_at": use.attached_wall,
+             "detached_at": use.detached_wall or None}
+            for use in record.journal.volumes
+        ],
         "snapshots": snapshots.told(record),
     }
     data.update(_asked(spec))

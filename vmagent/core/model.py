@@ -157,6 +157,15 @@ class Disk:
 
 
 @dataclass(frozen=True)
+class VolumeUse:
+    """A data volume that a guest had: from the first look that saw it to the first that did not."""
+
+    disk: Disk
+    attached_wall: str
+    detached_wall: str = ""  # "" = it has it
+
+
+@dataclass(frozen=True)
 class VmSpec:
     """The wish as admitted: everything needed to build the VM, no secrets.  It travels in the domain's tag."""
 
@@ -228,6 +237,8 @@ class Journal:
     began_at: Optional[float] = None  # first resume of this incarnation
     renewed_at: Optional[float] = None  # when it was made; None: the first, which counts from its acceptance
     renewed_boot: str = ""
+    volumes: Tuple[VolumeUse, ...] = ()  # that its guests had, oldest first, for accounting
+    attach_failed: str = ""  # why the last vm.attach was taken back
     short_runs: int = 0  # runs in a row that ended by themselves soon
     # Its image is not trusted any more: why, and the strictest of what was done for it (revocation.py).
     image_cause: str = ""
@@ -360,3 +371,4 @@ class HypervisorInfo:
     disk_io: bool = True  # False = it cannot limit a disk's input and output
     startable: bool = True  # False = no guest may be started here; `why` tells
     snapshots: Tuple[str, ...] = ()  # kinds that this driver can take
+    live_disks: bool = True  # False = it cannot attach a disk to a guest that runs

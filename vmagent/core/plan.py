@@ -18,7 +18,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Callable, Dict, Optional, Tuple
 
-from vmagent.core import lease, proof, renewal, snapshotplan
+from vmagent.core import attaching, lease, proof, renewal, snapshotplan
 from vmagent.core.actions import Action, Do
 from vmagent.core.alarms import Note, alarms, fresh_notes
 from vmagent.core.ending import because, begin_stop, begun, ended, gave_up, journaled, rebooted, rolled_back
@@ -183,6 +183,7 @@ def _seen(record: VmRecord, observed: Observed, now: Now) -> VmRecord:
         record = journaled(record, limits_before=None)
     if record.journal.may_have_run and observed.domain.seen in LIVE:
         record = begun(record, now)  # a record out of a restored store may not know when: every VM has a lease
+    record = attaching.seen(record, observed, now)
     if observed.domain.seen is not Seen.RUNNING:
         return record
     resumed = record.journal.paused_by == "resume"
@@ -293,13 +294,16 @@ def _pause(case: _Case) -> _Done:
 
 
 def _hold(case: _Case) -> _Done:
-    """What a running guest may need: its limits, its tag, the reboot it is owed."""
+    """What a running guest may need: its limits, its tag, the reboot it is owed, its volumes."""
     mended = proof.mended(case.record.spec, case.observed)
     if mended is not None:
         return case.act(mended)
     journal = case.record.journal
     if journal.reboot_done < journal.reboot_wanted:
         return case.act(Do.REBOOT, journaled(case.record, reboot_done=journal.reboot_wanted))
+    change = attaching.due(case.record, case.observed)
+    if change is not None:
+        return case.record, Action(change[0], case.record.spec, disk=change[1])
     return _rest(case)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
-from vmagent.core import lease, renewal, snapshots
+from vmagent.core import attaching, lease, renewal, snapshots
 from vmagent.core.changes import CommandRow
 from vmagent.core.model import Desired, Now, Phase, VmRecord
 from vmagent.core.snapshotmodel import SnapshotState
@@ -96,6 +96,14 @@ def _restart(record: VmRecord, phase: Phase, now: Now) -> Judgement:
     return DONE if phase in UP and not renewal.wanted(record) else PENDING
 
 
+def _volumes(record: VmRecord, phase: Phase, now: Now) -> Judgement:
+    if record.outcome is not None:
+        return _over(record)
+    if record.journal.attach_failed:
+        return _failed("volume-not-attached", f"it goes on without it: {record.journal.attach_failed}")
+    return DONE if attaching.settled(record) else PENDING
+
+
 def _limits(record: VmRecord, phase: Phase, now: Now) -> Judgement:
     """The planner clears limits_before: once all is proven, or together with limits_since when it takes them back."""
     if record.outcome is not None:
@@ -146,6 +154,8 @@ JUDGES: Mapping[str, Callable[[VmRecord, Phase, Now], Judgement]] = {
     "vm.reboot": _reboot,
     "vm.restart": _restart,
     "vm.revert": _restart,
+    "vm.attach": _volumes,
+    "vm.detach": _volumes,
     "vm.extend": _at_once,
     "vm.limits": _limits,
 }

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Optional
 
+from vmagent.core import disks
 from vmagent.core.ending import because, how, journaled
 from vmagent.core.model import Desired, Journal, Now, Observed, Outcome, VmRecord
 
@@ -66,7 +67,7 @@ def renewed(record: VmRecord, now: Now) -> VmRecord:
     journal = dataclasses.replace(
         old, attempt_boot=fresh.attempt_boot, may_have_run=False, began_at=None, paused_by=fresh.paused_by,
         stop_at=None, stop_boot="", grace_s=fresh.grace_s, shutdowns=0, end_cause="", ready_at=None,
-        reboot_done=old.reboot_wanted, renew_after=0.0, renewed_at=now.at, renewed_boot=now.boot_id,
-        revert_to="",
+        volumes=disks.released(old.volumes, now.wall), reboot_done=old.reboot_wanted,
+        renew_after=0.0, renewed_at=now.at, renewed_boot=now.boot_id, revert_to="",
     )  # fmt: skip
     return dataclasses.replace(record, spec=spec, journal=journal)

@@ -13,7 +13,7 @@ import dataclasses
 import math
 from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
-from vmagent.core import dn, lease, limits, renewal, snapshots, walltime
+from vmagent.core import attaching, dn, lease, limits, renewal, snapshots, walltime
 from vmagent.core.commands import VERBS, Command
 from vmagent.core.ending import REASONS_KEPT, journaled
 from vmagent.core.model import Desired, Now, Reason, VmRecord
@@ -218,6 +218,8 @@ _EFFECTS: Dict[str, Callable[[Command, VmRecord, Policy, Now], VmRecord]] = {
     "vm.resume": _resume,
     "vm.restart": _restart,
     "vm.revert": _revert,
+    "vm.attach": _while_alive(attaching.attached),
+    "vm.detach": _while_alive(attaching.detached),
     "vm.extend": _extend,
     "vm.limits": _limits,
     "vm.snapshot": _while_alive(snapshots.take),

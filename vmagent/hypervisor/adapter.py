@@ -206,6 +206,7 @@ class Libvirt:
             why=facts.choice.why,
             cpu_caps=facts.profile.cpu_caps,
             disk_io=facts.profile.disk_io,
+            live_disks=facts.profile.live_disks,
             startable=facts.choice.profile is not None,
             snapshots=facts.profile.snapshots,
         )

@@ -13,11 +13,11 @@ import libvirt
 
 from vmagent.core import quota
 from vmagent.core.actions import Action, Do
-from vmagent.core.diskxml import IOTUNE, DiskSource
+from vmagent.core.diskxml import IOTUNE, DiskSource, asked_xml, disk_xml, target
 from vmagent.core.domainxml import NAMESPACE, PREFIX, domain_xml, parts_of, tag_xml
 from vmagent.core.drivers import Choice, Profile
 from vmagent.core.identity import domain_name
-from vmagent.core.model import CpuLimit, DiskIo, Seen, Tag, VmSpec
+from vmagent.core.model import CpuLimit, Disk, DiskIo, Seen, Tag, VmSpec
 from vmagent.core.snapshotmodel import JobDone, layer_file
 from vmagent.core.snapshotxml import over_layers
 from vmagent.errors import Fault, FaultKind
@@ -56,6 +56,8 @@ class Hands:
             Do.START_PAUSED: self._start_paused,
             Do.APPLY_CPU: self._apply_cpu,
             Do.APPLY_DISK_IO: self._apply_disk_io,
+            Do.ATTACH_DISK: self._attach_disk,
+            Do.DETACH_DISK: self._detach_disk,
             Do.RESUME: self._resume,
             Do.PAUSE: self._pause,
             Do.SHUTDOWN: self._shutdown,
@@ -166,6 +168,24 @@ class Hands:
             if domain.isActive():
                 _read_back(domain, disk, wanted)
 
+    # -- disks of a live guest
+
+    def _attach_disk(self, domain: libvirt.virDomain, action: Action) -> None:
+        disk = _disk(action)
+        if disk_xml(domain.XMLDesc(0), target(disk, self._profile)):
+            return
+        sources = dict(zip(action.spec.disks, self._paths(action.spec).disks))
+        if disk not in sources:
+            raise Fault(FaultKind.UNKNOWN, f"{disk.volume} is not wished for any more")
+        xml = asked_xml(disk, sources[disk], action.spec.limits.disk_io, self._profile)
+        domain.attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+    def _detach_disk(self, domain: libvirt.virDomain, action: Action) -> None:
+        """It is asked for; the next look says whether the guest let go."""
+        xml = disk_xml(domain.XMLDesc(0), target(_disk(action), self._profile))
+        if xml and domain.isActive():
+            domain.detachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
     # -- going
 
     def _resume(self, domain: libvirt.virDomain, action: Action) -> None:
@@ -225,6 +245,12 @@ class Hands:
         else:
             self._discard_saved(domain, action)
             domain.undefine()
+
+
+def _disk(action: Action) -> Disk:
+    if action.disk is None:
+        raise Fault(FaultKind.REFUSED, f"{action.do.value} without a disk")
+    return action.disk
 
 
 def _tag(action: Action) -> Tag:

@@ -124,6 +124,7 @@ def on_vms(session: Session) -> int:
         args["grace_s"] = said.grace
     if getattr(said, "to", None) is not None:
         args["snapshot"] = said.to
+    args.update(getattr(said, "volume", None) or {})
     if said.verb == "extend":
         args["lifetime_s"] = said.lifetime
     return _command(session, f"vm.{said.verb}", args)
@@ -199,6 +200,8 @@ COMMANDS: Mapping[str, Callable[[Session], int]] = {
     "stop": on_vms,
     "kill": on_vms,
     "reboot": on_vms,
+    "attach": on_vms,
+    "detach": on_vms,
     "restart": on_vms,
     "revert": on_vms,
     "snapshot": snapshot,

@@ -25,6 +25,8 @@ VERBS_ON_VMS: Tuple[Tuple[str, str, str], ...] = (
     ("restart", "make VMs anew from their golden images, within their leases", "vmagentctl restart 3fa1 --grace 30s"),
     ("revert", "throw away what VMs wrote: back to their golden images, or to a snapshot",
      "vmagentctl revert 3fa1 --grace 0s\n  vmagentctl revert 3fa1 --to before-upgrade"),
+    ("attach", "attach a data volume to running VMs", "vmagentctl attach 3fa1 --volume reference-data:ro"),
+    ("detach", "take a data volume away from running VMs", "vmagentctl detach 3fa1 --volume reference-data"),
     ("pause", "stop the vCPUs of VMs; their lease goes on", "vmagentctl pause worker-7"),
     ("resume", "let paused VMs run again", "vmagentctl resume worker-7"),
     ("extend", "change the agreed run time of VMs", "vmagentctl extend 3fa1 --lifetime 4h"),
@@ -98,6 +100,8 @@ def _acting(subs: Any) -> None:
             sub.add_argument("--grace", type=asking.span, metavar="SPAN", help="time for the guest to shut down")
         if name == "revert":
             sub.add_argument("--to", metavar="NAME", help="back to this snapshot; without it, to the golden image")
+        if name in ("attach", "detach"):
+            asking.add_options(sub, asking.ATTACHING, ("volume",))
         if name == "extend":
             sub.add_argument("--lifetime", type=asking.span, required=True, metavar="SPAN",
                              help="the new total run time")

@@ -26,6 +26,8 @@ VERBS_ON_VMS: Tuple[Tuple[str, str, str], ...] = (
     ("restart", "make VMs anew from their golden images, within their leases", "restart wn1.example.org 3fa1c0de-..."),
     ("revert", "throw away what VMs wrote: back to their golden images, or to a snapshot",
      "revert wn1.example.org --tagged batch-4711"),
+    ("attach", "attach a data volume to running VMs", "attach wn1.example.org 3fa1c0de-... --volume reference-data:ro"),
+    ("detach", "take a data volume away from running VMs", "detach wn1.example.org 3fa1c0de-... --volume ref-data"),
     ("extend", "change the agreed run time of VMs", "extend wn1.example.org 3fa1c0de-... --lifetime 4h"),
 )
 WAIT_S = 900
@@ -117,6 +119,8 @@ def _on_vms(subs: Any, name: str, about: str, examples: str) -> argparse.Argumen
     _host(sub)
     sub.add_argument("vms", nargs="*", metavar="VM", help="VM ids")
     asking.add_options(sub, asking.SELECTOR)
+    if name in ("attach", "detach"):
+        asking.add_options(sub, asking.ATTACHING, ("volume",))
     if name in ("stop", "restart", "revert"):
         sub.add_argument("--grace", type=asking.span, metavar="SPAN", help="time for the guest to shut down")
     if name == "revert":

@@ -83,6 +83,7 @@ async def on_vms(run: Run) -> int:
         args["grace_s"] = said.grace
     if getattr(said, "to", None) is not None:
         args["snapshot"] = said.to
+    args.update(getattr(said, "volume", None) or {})
     if said.verb == "extend":
         args["lifetime_s"] = said.lifetime
     handle = run.controller.command(said.host, f"vm.{said.verb}", args, reason=said.reason)
@@ -243,6 +244,8 @@ COMMANDS: Mapping[str, Callable[[Run], Awaitable[int]]] = {
     "pause": on_vms,
     "resume": on_vms,
     "reboot": on_vms,
+    "attach": on_vms,
+    "detach": on_vms,
     "restart": on_vms,
     "revert": on_vms,
     "snapshot": snapshot,

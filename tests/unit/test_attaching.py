@@ -1,0 +1,141 @@
+"""Data volumes of guests that run: attached, taken away, and since when (A7)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from tests.support import building as b
+from tests.support.world import World, settle, turn
+from vmagent.core import attaching, codec, disks, events, renewal, schemas
+from vmagent.core.actions import Action, Do
+from vmagent.core.commands import Command, Signer
+from vmagent.core.model import Disk, Seen, VmRecord
+from vmagent.core.plan import gave_up, plan
+from vmagent.core.policy import Volume
+from vmagent.errors import Problem, Problems
+
+POLICY = b.policy(volumes={"data": Volume("data", "/srv/data.raw", writable=True)})
+DATA = Disk("volume", 2, volume="data")
+
+
+def command(verb: str, **args: Any) -> Command:
+    signer = Signer(b.SIGNER)
+    return Command("c", verb, f"{verb}/1", b.WALL, b.WALL, "h", "", None, None, "", args, "d" * 64, signer, "broker")
+
+
+def attached(record: VmRecord, **args: Any) -> VmRecord:
+    return attaching.attached(command("vm.attach", volume="data", **args), record, POLICY, b.now())
+
+
+def detached(record: VmRecord) -> VmRecord:
+    return attaching.detached(command("vm.detach", volume="data"), record, POLICY, b.now())
+
+
+def running(**kw: Any) -> Any:
+    spec = b.spec(**kw)
+    world = World(spec)
+    record, _ = settle(world, b.record(spec=spec), POLICY)
+    return world, record
+
+
+def test_it_comes_and_goes_and_its_times_are_kept() -> None:
+    world, record = running()
+    record, done = settle(world, attached(record), POLICY)
+    assert done == [Do.ATTACH_DISK]
+    assert world.disks == (DATA,)
+    assert attaching.settled(record)
+    (use,) = record.journal.volumes
+    assert (use.disk, use.attached_wall, use.detached_wall) == (DATA, b.WALL, "")
+    record, done = settle(world, detached(record), POLICY)
+    assert done == [Do.DETACH_DISK]
+    assert world.disks == ()
+    assert record.journal.volumes[0].detached_wall == b.WALL
+    assert attaching.settled(record)
+    assert codec.record_from_json(codec.plain(record)) == record
+    schemas.check("event.vm.state", events.vm_state(record, world.look(), world.now(), POLICY))
+
+
+def test_both_may_be_repeated() -> None:
+    world, record = running()
+    record, _ = settle(world, attached(record), POLICY)
+    assert attached(record).spec == record.spec
+    record, _ = settle(world, detached(record), POLICY)
+    assert detached(record).spec == record.spec
+    assert settle(world, record, POLICY)[1] == []
+
+
+def test_a_volume_of_the_start_is_counted_from_the_start_to_the_end() -> None:
+    world, record = running(disks=(DATA,))
+    assert [use.disk for use in record.journal.volumes] == [DATA]
+    world.off("shutdown")
+    record, _ = settle(world, record, POLICY)
+    assert record.journal.volumes[0].detached_wall == b.WALL
+
+
+def test_it_stays_over_a_restart_and_counts_anew() -> None:
+    world, record = running()
+    record, _ = settle(world, attached(record), POLICY)
+    record, done = settle(world, renewal.asked(record, 0, world.now()), POLICY)
+    assert Do.ATTACH_DISK not in done  # it stands in the definition
+    assert [bool(use.detached_wall) for use in record.journal.volumes] == [True, False]
+
+
+def test_a_guest_that_does_not_let_go_keeps_it_and_nobody_else_gets_it() -> None:
+    world, record = running()
+    record, _ = settle(world, attached(record), POLICY)
+    record = detached(record)
+    for _ in range(3):
+        planned = plan(record, world.look(), world.now(), POLICY)  # asked for again and again, in vain
+        assert planned.action is not None
+        assert (planned.action.do, planned.action.disk) == (Do.DETACH_DISK, DATA)
+        record = planned.record
+    assert not attaching.settled(record)
+    assert list(disks.held_by((record,))) == [DATA]
+    with pytest.raises(Problems) as caught:
+        attaching.admit(command("vm.attach", volume="data"), (b.record(spec={"member": 1}),), (record,), POLICY, True)
+    assert [problem.type for problem in caught.value.problems] == ["volume-in-use"]
+
+
+def test_what_cannot_be_attached_is_taken_back_and_the_guest_goes_on() -> None:
+    world, record = running()
+    record = attached(record)
+    after = gave_up(record, Action(Do.ATTACH_DISK, record.spec, disk=DATA), "no permission", world.now())
+    assert after.spec.disks == ()
+    assert (after.outcome, after.journal.attach_failed) == (None, "no permission")
+    assert Do.ATTACH_DISK not in settle(world, after, POLICY)[1]
+
+
+def test_the_lowest_free_place_and_not_one_still_held() -> None:
+    world, record = running(disks=(Disk("scratch", 2, 1), Disk("scratch", 4, 1)))
+    record, _ = settle(world, attached(record), POLICY)
+    assert record.spec.disks[-1].place == 3
+    record = detached(record)
+    policy = dataclasses.replace(POLICY, volumes={**POLICY.volumes, "more": Volume("more", "/srv/m", writable=True)})
+    again = attaching.attached(command("vm.attach", volume="more"), record, policy, b.now())
+    assert again.spec.disks[-1].place == 5
+
+
+def test_in_another_way_or_as_a_cd_or_too_many() -> None:
+    with pytest.raises(Problem, match="in another way"):
+        attached(b.record(spec=b.spec(disks=(DATA,))), read_only=True)
+    with pytest.raises(Problem, match="as a CD"):
+        detached(b.record(spec=b.spec(disks=(Disk("cdrom", 2, volume="data", read_only=True),))))
+    with pytest.raises(Problem, match="the most"):
+        attached(b.record(spec=b.spec(disks=tuple(Disk("scratch", place, 1) for place in range(2, 10)))))
+
+
+def test_a_driver_that_cannot_is_said_by_name() -> None:
+    with pytest.raises(Problem) as caught:
+        attaching.admit(command("vm.attach", volume="data"), (b.record(),), (), POLICY, False)
+    assert caught.value.type == "not-supported-here"
+
+
+def test_a_paused_guest_gets_it_when_it_runs_again() -> None:
+    world, record = running()
+    world.seen, world.reason = Seen.PAUSED, "user"
+    record = dataclasses.replace(attached(record), desired=b.record().desired)
+    planned = turn(world, record, POLICY)
+    assert planned.action is None or planned.action.do is not Do.ATTACH_DISK
