@@ -38,6 +38,8 @@ class Limits:
 
     memory_mib: int  # address space
     cpu_s: int
+    file_bytes: int = 0  # that any one file it writes may have; 0 = not limited
+    before: Tuple[str, ...] = ()  # words in front of the program, such as `unshare --net --`
 
 
 class ChildFailed(Fault):
@@ -102,7 +104,10 @@ def _limited(argv: Sequence[str], limits: Optional[Limits]) -> List[str]:
     """`prlimit` sets them before the program is loaded: no Python runs between fork and exec of a threaded process."""
     if limits is None:
         return list(argv)
-    return ["prlimit", f"--as={limits.memory_mib * 2**20}", f"--cpu={limits.cpu_s}", "--core=0", "--", *argv]
+    words = ["prlimit", f"--as={limits.memory_mib * 2**20}", f"--cpu={limits.cpu_s}", "--core=0"]
+    if limits.file_bytes:
+        words.append(f"--fsize={limits.file_bytes}")
+    return [*words, "--", *limits.before, *argv]
 
 
 def _listen(child: subprocess.Popen[bytes], deadline: float, longest: int) -> Tuple[bytes, bytes]:

@@ -78,12 +78,37 @@ class SecuritySettings:
 
 
 @dataclass(frozen=True)
+class FetchSettings:
+    """How golden images are fetched."""
+
+    parallel: int = 2
+    largest_gib: int = 100  # of any image, as its source offers it
+    stall_s: float = 60  # without a byte
+    deadline_s: float = 14400  # of one attempt
+    ca: Optional[Path] = None  # PEM; None = what the host trusts
+    proxy: Optional[str] = None  # http://host:port
+    files: Tuple[Path, ...] = ()  # directories that file: URLs may point below
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """Where fetched images are kept."""
+
+    directory: Path
+    size_gib: int = 100
+    part_keep_s: float = 604800  # a download that nobody goes on with
+
+
+@dataclass(frozen=True)
 class ImageSettings:
     """Where golden images and the guests' own disks live."""
 
     directory: Path  # golden images, read-only for us
     overlays: Path
     seeds: Path
+    cache: CacheSettings
+    fetch: FetchSettings = FetchSettings()
+    largest_disk_gib: int = 2048  # of the disk that a guest sees
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,14 @@ MESSAGES: Mapping[str, Message] = {
         logging.WARNING,
         "Rules or an interface of ours belonged to no VM any more and were removed.",
     ),
+    "image-fetched": Message(
+        "6c8e01a3f2c74b4f9a30b5a4f1d0c280", logging.INFO, "A golden image was fetched, verified and put into the cache."
+    ),
+    "image-not-fetched": Message(
+        "6c8e01a3f2c74b4f9a30b5a4f1d0c281",
+        logging.WARNING,
+        "A golden image could not be fetched, or is not what it should be; the reason says which.",
+    ),
 }
 
 FIELDS: Mapping[str, str] = {
@@ -167,6 +175,7 @@ FIELDS: Mapping[str, str] = {
     "peer": "URI of libvirt or URL of the broker",
     "epoch": "epoch of the store",
     "file": "the file in question",
+    "image": "id of the golden image",
     "device": "the host's network interface in question",
     "list": "identifier of the image list",
     "count": "how many",

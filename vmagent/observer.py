@@ -66,7 +66,8 @@ class Observer:
         leftovers = await self._leftovers(record, domain)
         network = await self._network(record, domain)
         cgroup = self._cgroups.seen((record.vm,)).get(record.vm) if domain.seen in LIVE else None
-        observed = Observed(domain, self._twice(domain), leftovers, self._speaking(record), network, cgroup)
+        fetched = "overlay" in leftovers or self._images.here(record.spec.image)
+        observed = Observed(domain, self._twice(domain), leftovers, self._speaking(record), network, cgroup, fetched)
         self._world.observed[record.vm] = observed
         return observed
 

@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import random
 from dataclasses import dataclass
-from typing import Any, Callable, Coroutine, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Coroutine, FrozenSet, Mapping, Optional, Sequence, Tuple
 
 from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
@@ -40,7 +40,8 @@ from vmagent.host.shaper import TcShaper
 from vmagent.hypervisor.adapter import Libvirt
 from vmagent.hypervisor.perform import Paths
 from vmagent.imagecommands import ImageCommands
-from vmagent.images.local import LocalImages
+from vmagent.images.building import Surroundings, local_images
+from vmagent.images.local import Contexts, LocalImages
 from vmagent.images.subscriptions import Subscriptions
 from vmagent.intake import Intake, Limits
 from vmagent.lanes import Lanes
@@ -58,7 +59,7 @@ from vmagent.sweeping import Sweeper
 from vmagent.world import World
 
 log = logging.getLogger("vmagent.daemon")
-THREADS = {"store": 1, "images": 3, "network": 2, "files": 1}
+THREADS = {"store": 1, "images": 3, "network": 2, "files": 1, "fetching": 4}
 RELOAD_S = 30.0
 LIST_PART = "image-list "  # and its identifier: the part of host.state's `degraded`
 OVERHEAD = "memory_overhead_mib"  # the setting that holds what was learned
@@ -261,7 +262,7 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
     broker = config.broker
     store = SqliteStore(config.directories.state / "vmagent.db", lanes["store"], broker.spool_rows,
                         broker.spool_mib * 2**20)
-    images = LocalImages(config.images, policy.images, lanes["images"], store.context, policy.volumes)
+    images = _images(config, reactor, clock, chance, lanes, lambda: _wished(world), store.context)
     interfaces.ours_alone(policy.instance)
     kernel = _kernel(policy, lanes["network"])
     hypervisor = Libvirt(config.hypervisor, policy.instance, _paths(images), reactor, kernel.processes.halted,
@@ -275,7 +276,7 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
                   "cgroups": kernel.cgroups}
     snapshotting = Snapshotting(world, hypervisor.jobs, consequences, clock, reactor)
     reconciler = Reconciler(world, observer, performers, consequences, clock, reactor, snapshotting.wanted)
-    snapshotting.attend(reconciler.mark)
+    _heard(reconciler.mark, snapshotting.attend, images.tell)
     recovery = Recovery(world, store, observer, reconciler, consequences, clock)
     keepers = _keepers(world, kernel, hypervisor, observer, reconciler, consequences, clock, reactor,
                        snapshotting)
@@ -310,6 +311,26 @@ def _lists(
 
 def _no_url(url: str) -> Deferred[bytes]:
     return fail(Fault(FaultKind.REFUSED, "image lists are read from files only"))
+
+
+def _heard(mark: Callable[[str], None], *tellers: Callable[[Callable[[str], None]], None]) -> None:
+    """Whoever works beside the loop marks a VM when there is something new to see."""
+    for tell in tellers:
+        tell(mark)
+
+
+def _images(
+    config: Config, reactor: Any, clock: ports.Clock, chance: random.Random, lanes: Mapping[str, Lanes],
+    needed: Callable[[], FrozenSet[str]], contexts: Contexts,
+) -> LocalImages:
+    around = Surroundings(reactor, lanes["fetching"], chance.random, lambda: walltime.seconds(clock.now().wall),
+                          config.policy.disk_floor_gib, needed, contexts)
+    return local_images(config.images, config.policy.images, lanes["images"], around, config.policy.volumes)
+
+
+def _wished(world: World) -> FrozenSet[str]:
+    """Golden images of wishes that are not closed.  Called on a lane's thread: one copy, then no more looks."""
+    return frozenset(record.spec.image.sha512 for record in tuple(world.records.values()))
 
 
 def _kernel(policy: Policy, lanes: Lanes) -> Kernel:

@@ -15,6 +15,7 @@ from vmagent.core.actions import Action
 from vmagent.core.changes import Change, CommandRow, Epoch, OutboxRow, Stored
 from vmagent.core.commands import Signer
 from vmagent.core.context import Context
+from vmagent.core.imagemodel import Download, ImageFile
 from vmagent.core.model import (
     CgroupSeen,
     DomainSeen,
@@ -22,6 +23,7 @@ from vmagent.core.model import (
     FirewallInfo,
     HostSeen,
     HypervisorInfo,
+    ImageRef,
     NicCounters,
     Now,
     ShaperInfo,
@@ -93,16 +95,31 @@ class Jobs(Protocol):
 
 
 class Images(Protocol):
-    """Golden images, overlays and seeds on the local disk."""
+    """Golden images and their downloads, overlays and seeds on the local disk."""
 
     def perform(self, action: Action) -> Deferred[None]:
-        """MAKE_OVERLAY, MAKE_SEED, CLEAN_UP (layers too), CUT_BACK, MAKE_LAYER.
+        """FETCH_IMAGE, MAKE_OVERLAY, MAKE_SEED, CLEAN_UP (layers too), CUT_BACK, MAKE_LAYER.
 
-        Faults: REFUSED (image wrong), FULL, UNKNOWN.
+        Faults: REFUSED (image wrong), FULL, UNKNOWN, BUSY.
+        FETCH_IMAGE asks for a download and is done then; the VM waits for it ("download" in `leftovers`) until it is
+        over, which `start`'s callback tells, or until CLEAN_UP.  Asked again after it failed, it fails with the reason
+        of that, once: REFUSED or FULL for good, else asked once more it goes on where it stopped.
         """
 
+    def here(self, image: ImageRef) -> bool:
+        """Whether MAKE_OVERLAY would find its file.  Quick: from memory."""
+
+    def files(self) -> Deferred[Tuple[ImageFile, ...]]:
+        """What the cache holds, by SHA-512.  Faults: REFUSED."""
+
+    def downloads(self) -> Tuple[Download, ...]:
+        """Those that are under way, and those that wait for their turn.  Quick."""
+
+    def evict(self, sha512: str) -> Deferred[None]:
+        """Remove a file from the cache.  Faults: GONE (no such file), BUSY (an overlay or a wish needs it)."""
+
     def leftovers(self) -> Deferred[Mapping[str, FrozenSet[str]]]:
-        """For each VM id with files here, which of "overlay", "seed", "layer:NAME" (of a snapshot)."""
+        """For each VM id with files here, "overlay", "scratch", "layer:NAME" (of a snapshot), "seed", "download"."""
 
     def free_gib(self) -> Deferred[int]:
         """Free space where overlays live, in GiB, rounded down."""

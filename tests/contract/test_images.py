@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
-from typing import Any, Callable, Tuple
+from typing import Any, Callable, List, Tuple
 
 import pytest
 
@@ -20,16 +21,30 @@ from vmagent.core.snapshotmodel import layer_file
 from vmagent.errors import Fault, FaultKind
 
 SIZE = 3 * GIB
+MISSING = Fault(FaultKind.REFUSED, "it is not there")
 REAL = pytest.param("real", marks=pytest.mark.skipif(not TOOLS, reason=NEEDED))
 
 
 class Bench:
-    """One implementation, and answers waited for."""
+    """One implementation, and answers waited for.  over(image): wait until its download is over."""
 
-    def __init__(self, images: ports.Images, image: ImageRef, settle: Callable[[Any], Any]) -> None:
-        self.images = images
+    def __init__(
+        self, images: Any, image: ImageRef, settle: Callable[[Any], Any], elsewhere: ImageRef,
+        over: Callable[[ImageRef], None],
+    ) -> None:
+        self.images: ports.Images = images
         self.image = image
+        self.elsewhere = elsewhere  # one that is fetched
+        self.over = over
+        self.told: List[str] = []
+        images.tell(self.told.append)
         self._settle = settle
+
+    def files(self) -> Any:
+        return self._settle(self.images.files())
+
+    def evict(self, sha512: str) -> None:
+        self._settle(self.images.evict(sha512))
 
     def spec(self, member: int = 0, **kw: Any) -> VmSpec:
         return spec_on(self.image, member=member, **{"disk_gib": 3, **kw})
@@ -54,12 +69,23 @@ def bench(request: Any, tmp_path: Path) -> Bench:
     reactor = HandTurned()
     if request.param == "fake":
         image = ImageRef("big", "cd" * 64, "raw")
-        return Bench(FakeImages({image.id: (image.sha512, SIZE)}), image, reactor.settle)
+        fake = FakeImages({image.id: (image.sha512, SIZE)})
+        return Bench(fake, image, reactor.settle, ImageRef("far", "ef" * 64, "raw", "file:///far"),
+                     lambda image: fake.fetched(image.sha512, None if image.id == "far" else MISSING))
     shelf = Shelf(tmp_path)
     image = shelf.made("big", "qcow2", size=str(SIZE))
     images = shelf.images(reactor)
     reactor.settle(images.start())
-    return Bench(images, image, reactor.settle)
+    far = tmp_path / "offered/far.raw"
+    far.write_bytes(bytes(1 << 20))
+    elsewhere = ImageRef("far", hashlib.sha512(far.read_bytes()).hexdigest(), "raw", f"file://{far}")
+
+    def over(image: ImageRef) -> None:
+        while images.downloads():
+            reactor.turn()
+        reactor.advance(0)
+
+    return Bench(images, image, reactor.settle, elsewhere, over)
 
 
 def both(bench: Bench, of: VmSpec) -> None:
@@ -111,6 +137,59 @@ def test_another_image_than_the_admitted_one_is_refused(bench: Bench, wrong: Any
 def test_a_disk_smaller_than_its_image_is_refused(bench: Bench) -> None:
     assert bench.fault(Do.MAKE_OVERLAY, bench.spec(disk_gib=2)).kind is FaultKind.REFUSED
     assert bench.leftovers() == {}
+
+
+# --- images that are fetched
+
+
+def test_an_image_is_fetched_once_for_all_who_wait_and_each_is_told(bench: Bench) -> None:
+    one, other = (dataclasses.replace(bench.spec(member), image=bench.elsewhere) for member in (0, 1))
+    assert not bench.images.here(bench.elsewhere)
+    for of in (one, other, one):
+        bench.do(Do.FETCH_IMAGE, of)
+    assert bench.leftovers() == {of.vm: frozenset({"download"}) for of in (one, other)}
+    assert [download.sha512 for download in bench.images.downloads()] == [bench.elsewhere.sha512]
+    bench.over(bench.elsewhere)
+    assert sorted(bench.told) == sorted([one.vm, other.vm])
+    assert bench.images.here(bench.elsewhere)
+    assert bench.leftovers() == {}
+    assert [file.sha512 for file in bench.files()] == [bench.elsewhere.sha512]
+    bench.do(Do.MAKE_OVERLAY, one)
+    assert bench.leftovers() == {one.vm: frozenset({"overlay"})}
+
+
+def test_a_clean_up_ends_the_wait(bench: Bench) -> None:
+    of = dataclasses.replace(bench.spec(), image=bench.elsewhere)
+    bench.do(Do.FETCH_IMAGE, of)
+    bench.do(Do.CLEAN_UP, of)
+    assert bench.leftovers() == {}
+    assert bench.images.downloads() == ()
+
+
+def test_what_cannot_be_fetched_is_told_when_it_is_asked_for_again_and_once(bench: Bench) -> None:
+    of = dataclasses.replace(bench.spec(), image=dataclasses.replace(bench.elsewhere, id="x", url="file:///nowhere"))
+    bench.do(Do.FETCH_IMAGE, of)
+    bench.over(of.image)
+    assert bench.told == [of.vm]
+    assert bench.fault(Do.FETCH_IMAGE, of).kind is FaultKind.REFUSED
+    bench.do(Do.FETCH_IMAGE, of)
+    bench.over(of.image)
+
+
+def test_a_file_that_nobody_stands_on_is_evicted_and_no_other(bench: Bench) -> None:
+    of = dataclasses.replace(bench.spec(), image=bench.elsewhere)
+    bench.do(Do.FETCH_IMAGE, of)
+    bench.over(of.image)
+    bench.do(Do.MAKE_OVERLAY, of)
+    with pytest.raises(Fault) as caught:
+        bench.evict(of.image.sha512)
+    assert caught.value.kind is FaultKind.BUSY
+    bench.do(Do.CLEAN_UP, of)
+    bench.evict(of.image.sha512)
+    assert not bench.images.here(of.image)
+    with pytest.raises(Fault) as caught:
+        bench.evict(of.image.sha512)
+    assert caught.value.kind is FaultKind.GONE
 
 
 def test_an_action_for_another_port_is_refused(bench: Bench) -> None:

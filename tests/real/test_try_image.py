@@ -18,13 +18,13 @@ from tests.support import building, wires
 from tests.support.lanes import HandTurned
 from tests.support.waiting import until
 from tests.support.wires import Wires
-from vmagent.config import ImageSettings
+from vmagent.config import CacheSettings, ImageSettings
 from vmagent.core.actions import Action, Do
 from vmagent.core.model import Firewall, ImageRef, Limits, NicLimits, Rule
 from vmagent.core.policy import CatalogueImage, SiteFirewall
 from vmagent.host.firewall import NftFirewall
 from vmagent.host.processes import ProcProcesses
-from vmagent.images.local import LocalImages
+from vmagent.images.building import Surroundings, local_images
 from vmagent.lanes import Lanes
 
 pytestmark = pytest.mark.skipif(not wires.READY, reason=wires.NEEDED)
@@ -45,8 +45,10 @@ class Guest:
         self.processes = ProcProcesses()
         lanes = Lanes("try", 2, self.reactor)
         entry = CatalogueImage(image["id"], image["file"], image["format"], image["sha512"])
-        settings = ImageSettings(directory, folder / "overlays", folder / "seeds")
-        self.images = LocalImages(settings, {entry.id: entry}, lanes, lambda command: succeed(None))
+        settings = ImageSettings(directory, folder / "overlays", folder / "seeds", CacheSettings(folder / "cache"))
+        nothing = succeed(None)
+        around = Surroundings(self.reactor, lanes, lambda: 1.0, lambda: 0.0, 0, frozenset, lambda command: nothing)
+        self.images = local_images(settings, {entry.id: entry}, lanes, around)
         self.firewall = NftFirewall(INSTANCE, lanes, SiteFirewall())
         self.wires = Wires(BRIDGE, "198.18.71.1/24", "2001:db8:71::1/64")
         of = building.spec(image=ImageRef(entry.id, entry.sha512, entry.format), disk_gib=1)

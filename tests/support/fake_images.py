@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Dict, FrozenSet, List, Mapping, Optional, Set, Tuple
+from typing import Callable, Dict, FrozenSet, List, Mapping, Optional, Set, Tuple
 
 from twisted.internet.defer import Deferred, fail, succeed
 
 from vmagent.core.actions import Action, Do
-from vmagent.core.model import SCRATCH, VmSpec
+from vmagent.core.imagemodel import Download, ImageFile
+from vmagent.core.model import SCRATCH, ImageRef, VmSpec
 from vmagent.core.snapshotmodel import layer_word
 from vmagent.errors import Fault, FaultKind
 
@@ -18,17 +19,54 @@ class FakeImages:
     """Answers at once.  goldens: image id -> (SHA-512, virtual size in bytes).
 
     Tests set: `free` GiB; `failing[do]`, the fault the next actions of that kind meet; `waiting = True` to keep answers
-    back until `answer()`; and read `performed`, `files`.
+    back until `answer()`; and read `performed`, `made`, `cached`.
     """
 
     def __init__(self, goldens: Optional[Mapping[str, Tuple[str, int]]] = None, free: int = 100) -> None:
         self.goldens = goldens
         self.free = free
-        self.files: Dict[str, Set[str]] = {}
+        self.made: Dict[str, Set[str]] = {}
         self.performed: List[Action] = []
         self.failing: Dict[Do, Fault] = {}
         self.waiting = False
+        self.cached: Dict[str, ImageFile] = {}  # by SHA-512
+        self.fetching: Dict[str, ImageRef] = {}  # VM id -> what it waits for
+        self.fetch_faults: Dict[str, Fault] = {}  # VM id -> what it is told when it asks again
+        self.news: Callable[[str], None] = lambda vm: None
         self._kept: List[Tuple[Deferred[None], Action]] = []
+
+    def tell(self, news: Callable[[str], None]) -> None:
+        self.news = news
+
+    def fetched(self, sha512: str, fault: Optional[Fault] = None) -> None:
+        """The download is over: the file is here, or every VM that waits is told why not."""
+        waiting = sorted(vm for vm, image in self.fetching.items() if image.sha512 == sha512)
+        for vm in waiting:
+            image = self.fetching.pop(vm)
+            if fault is None:
+                self.cached[sha512] = ImageFile(sha512, f"/fake/cache/{sha512}.img", sha512, image.format, GIB, GIB)
+            else:
+                self.fetch_faults[vm] = fault
+        for vm in waiting:
+            self.news(vm)
+
+    def here(self, image: ImageRef) -> bool:
+        return not image.url or image.sha512 in self.cached
+
+    def downloads(self) -> Tuple[Download, ...]:
+        wanted = {image.sha512: image for image in self.fetching.values()}
+        return tuple(Download(sha512, image.url, 0, image.size, 0.0) for sha512, image in wanted.items())
+
+    def evict(self, sha512: str) -> Deferred[None]:
+        if sha512 not in self.cached:
+            return fail(Fault(FaultKind.GONE, "no such file"))
+        if any(a.spec.image.sha512 == sha512 and self.made.get(a.vm) for a in self.performed):
+            return fail(Fault(FaultKind.BUSY, "a VM stands on it"))
+        del self.cached[sha512]
+        return succeed(None)
+
+    def files(self) -> Deferred[Tuple[ImageFile, ...]]:
+        return succeed(tuple(one for _, one in sorted(self.cached.items())))
 
     def start(self) -> Deferred[None]:
         return succeed(None)
@@ -48,7 +86,9 @@ class FakeImages:
             self._answer(action).chainDeferred(answer)
 
     def leftovers(self) -> Deferred[Mapping[str, FrozenSet[str]]]:
-        return succeed({vm: frozenset(kinds) for vm, kinds in self.files.items() if kinds})
+        found = {vm: frozenset(kinds) for vm, kinds in self.made.items() if kinds}
+        waiting = {vm: found.get(vm, frozenset()) | {"download"} for vm in self.fetching}
+        return succeed({**found, **waiting})
 
     def free_gib(self) -> Deferred[int]:
         return succeed(self.free)
@@ -60,9 +100,12 @@ class FakeImages:
         fault = self.failing.get(action.do) or self._refusal(action)
         if fault is not None:
             return fail(fault)
-        kinds = self.files.setdefault(action.vm, set())
+        kinds = self.made.setdefault(action.vm, set())
+        if action.do is Do.FETCH_IMAGE:
+            return self._fetch(action)
         if action.do is Do.CLEAN_UP:
             kinds.clear()
+            self.fetching.pop(action.vm, None)
         elif action.do is Do.CUT_BACK:
             kinds &= {"overlay", "scratch", *map(layer_word, action.layers)}
         elif action.do is Do.MAKE_LAYER:
@@ -73,11 +116,19 @@ class FakeImages:
             kinds.add("scratch")
         return succeed(None)
 
+    def _fetch(self, action: Action) -> Deferred[None]:
+        fault = self.fetch_faults.pop(action.vm, None)
+        if fault is not None:
+            return fail(fault)
+        self.fetching[action.vm] = action.spec.image
+        return succeed(None)
+
     def _refusal(self, action: Action) -> Optional[Fault]:
         if action.port != "images":
             return Fault(FaultKind.REFUSED, f"{action.do.value} is not for images")
         if action.do is Do.MAKE_OVERLAY and self.goldens is not None:
-            return self._wrong_image(action.spec, self.goldens)
+            image = action.spec.image
+            return None if image.url and self.here(image) else self._wrong_image(action.spec, self.goldens)
         return None
 
     @staticmethod

@@ -7,15 +7,16 @@ import hashlib
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Dict
+from typing import Dict, Set
 
 from twisted.internet.defer import succeed
 
 from tests.support import building
-from vmagent.config import ImageSettings
+from vmagent.config import CacheSettings, FetchSettings, ImageSettings
 from vmagent.core.context import Context
 from vmagent.core.model import ImageRef, VmSpec
 from vmagent.core.policy import CatalogueImage
+from vmagent.images.building import Surroundings, local_images
 from vmagent.images.local import LocalImages
 from vmagent.lanes import Lanes, Reactor
 
@@ -28,7 +29,13 @@ class Shelf:
     """Directories as the configuration names them, and a catalogue that grows with every image put there."""
 
     def __init__(self, root: Path) -> None:
-        self.settings = ImageSettings(root / "images", root / "overlays", root / "seeds")
+        self.settings = ImageSettings(
+            root / "images", root / "overlays", root / "seeds", CacheSettings(root / "cache"),
+            FetchSettings(files=(root / "offered",)),
+        )  # fmt: skip
+        self.needed: Set[str] = set()
+        self.floor_gib = 0
+        (root / "offered").mkdir()
         self.settings.directory.mkdir()
         self.catalogue: Dict[str, CatalogueImage] = {}
         self.contexts: Dict[str, Context] = {}  # by the id of the start command
@@ -58,8 +65,11 @@ class Shelf:
         return self.settings.directory / self.catalogue[image.id].file
 
     def images(self, reactor: Reactor, threads: int = 2) -> LocalImages:
-        lanes = Lanes("disk", threads, reactor)
-        return LocalImages(self.settings, self.catalogue, lanes, lambda command: succeed(self.contexts.get(command)))
+        around = Surroundings(
+            reactor, Lanes("fetching", threads, reactor), lambda: 1.0, lambda: 1_790_000_000.0, self.floor_gib,
+            lambda: frozenset(self.needed), lambda command: succeed(self.contexts.get(command)),
+        )  # fmt: skip
+        return local_images(self.settings, self.catalogue, Lanes("disk", threads, reactor), around)
 
 
 def spec_on(image: ImageRef, **kw: object) -> VmSpec:

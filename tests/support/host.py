@@ -19,7 +19,7 @@ from tests.support.world import World as VmWorld
 from vmagent.core import identity
 from vmagent.core.actions import Action, Do
 from vmagent.core.context import NOTHING, Context
-from vmagent.core.model import DomainSeen, ForeignSeen, HostSeen, HypervisorInfo, Now, Seen
+from vmagent.core.model import DomainSeen, ForeignSeen, HostSeen, HypervisorInfo, ImageRef, Now, Seen
 from vmagent.core.seed import seed_files
 from vmagent.core.snapshotmodel import is_file, layer_word
 from vmagent.errors import Fault, FaultKind
@@ -121,6 +121,9 @@ class FakeHost:
         if args:  # as Processes: (vm, devices)
             return frozenset()
         return succeed({vm: frozenset(word for word in w.left if is_file(word)) for vm, w in self.worlds.items()})
+
+    def here(self, image: ImageRef) -> bool:
+        return True
 
     def free_gib(self) -> Deferred[int]:
         return succeed(500)

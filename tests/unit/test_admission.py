@@ -14,7 +14,7 @@ from vmagent.core import identity, request
 from vmagent.core.admission import Admission, HostRoom, admit
 from vmagent.core.commands import Command, Signer
 from vmagent.core.model import Desired, DiskIo, Firewall, ImageRef, NicLimits, Outcome, Owner, Rule, VmRecord
-from vmagent.core.policy import CatalogueImage, Flavour, Minima
+from vmagent.core.policy import CatalogueImage, Flavour, Minima, TrustPolicy
 from vmagent.errors import Problem, Problems
 
 SIGNER = Signer(building.SIGNER, ((("C", "NL"),), (("O", "Example Site"),), (("CN", "controller"),)), "ab" * 32)
@@ -52,6 +52,37 @@ def reasons(problem: Problem) -> List[Tuple[str, Optional[str]]]:
     json.dumps(problem.as_json()).encode("ascii")
     problems = problem.problems if isinstance(problem, Problems) else (problem,)
     return [(one.type, one.fields.get("path")) for one in problems]
+
+
+SHA512 = "ef" * 64
+DESCRIBING = dataclasses.replace(POLICY, image_requests=("https://images.example.org/a/",))
+DESCRIBED = {"url": "https://images.example.org/a/x.vmdk", "sha512": SHA512, "format": "vmdk", "size": 12345}
+
+
+def test_an_image_that_a_request_describes_is_taken_below_what_the_site_allows() -> None:
+    policy = dataclasses.replace(DESCRIBING, trust=TrustPolicy(unendorsed="request"))
+    spec = admitted(start(image=DESCRIBED), policy=policy).specs[0]
+    assert spec.image == ImageRef(f"sha512-{SHA512[:16]}", SHA512, "vmdk", DESCRIBED["url"], 12345)
+
+
+def test_where_it_may_come_from_is_not_yet_whether_it_is_trusted() -> None:
+    assert refused(start(image=DESCRIBED), policy=DESCRIBING) == [("image-unendorsed", "args.image")]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://images.example.org/b/x", "https://images.example.org.evil.example/a/x", "https://images.example.org/a/../b",
+        "https://images.example.org/a/%2e%2e/b", "https://me@images.example.org/a/x", "https://images.example.org/a/x#y",
+        "https://images.example.org/a/\\x", "file:///srv/images/x", "https://images.example.org/a/..%2fb",
+    ],
+)  # fmt: skip
+def test_a_url_elsewhere_or_of_two_readings_is_not(url: str) -> None:
+    assert refused(start(image={**DESCRIBED, "url": url}), policy=DESCRIBING) == [("image-url", "args.image.url")]
+
+
+def test_by_default_no_request_names_a_url() -> None:
+    assert refused(start(image=DESCRIBED)) == [("image-url", "args.image.url")]
 
 
 def refused(command: Command, records: Tuple[VmRecord, ...] = (), policy: Any = POLICY, **room: Any) -> List[Any]:

@@ -210,7 +210,7 @@ broker: {window: 2.0, urls: [], tls: {certificate: relative.pem}}
 instance: X
 networks: {lan: {bridge: a-name-too-long-for-linux}}
 flavours: {"a b": {cores: 0, memory_mib: 100, disk_gib: 1}}
-images: {catalogue: {i: {file: ../up.qcow2, format: vmdk, sha512: AB}}}
+images: {catalogue: {i: {file: ../up.qcow2, format: ova, sha512: AB}}}
 security: {authority: [{verbs: []}]}
 """,
     )

@@ -145,6 +145,7 @@ PASSED_ON = {
     "core/verbs.py": "what limits.changed said",
     "core/limits.py": "one of Outside.problem's two",
     "core/startimage.py": "what trust.verdict said",
+    "core/imagechoice.py": "what trust said",
     "broker/trust.py": "one of trust._TYPES",
 }
 """Files that make a Problem of a type that is neither written out nor a parameter, and where it comes from."""

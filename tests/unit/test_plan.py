@@ -63,6 +63,30 @@ def test_define_expands(desired: Desired, seen: Seen, left: FrozenSet[str], expe
     assert did(planned(b.record(desired=desired), b.observed(seen, leftovers=left))) is expected
 
 
+def of_image(left: FrozenSet[str], fetched: bool, **kw: Any) -> Plan:
+    """The plan of one whose image is, or is not, on this disk."""
+    seen = dataclasses.replace(b.observed(Seen.MISSING, leftovers=left), fetched=fetched)
+    return planned(b.record(**kw), seen)
+
+
+def test_an_image_that_is_not_here_is_fetched_before_its_overlay_and_nobody_waits_in_a_step() -> None:
+    assert did(of_image(frozenset(), fetched=False)) is Do.FETCH_IMAGE
+    waiting = of_image(frozenset({"download"}), fetched=False)
+    assert did(waiting) is None
+    assert waiting.wake_at is not None  # start_by goes on counting
+    assert did(of_image(frozenset(), fetched=True)) is Do.MAKE_OVERLAY
+
+
+def test_a_start_that_is_given_up_lets_go_of_its_download() -> None:
+    kept = {"outcome": Outcome.KILLED, "journal": b.journal(ended_at=1000.0, ended_boot=b.BOOT), "spec": {"keep_s": 60}}
+    seen = dataclasses.replace(
+        b.observed(Seen.MISSING, leftovers=frozenset({"download"})), fetched=False, missing_twice=True
+    )
+    for desired in (Desired.ABSENT, Desired.STOP):
+        record = b.record(desired=desired, **kept)
+        assert did(planned(record, seen, now=b.now(1001.0))) is Do.CLEAN_UP
+
+
 def test_no_counters_without_interfaces() -> None:
     record = b.record(spec={"interfaces": ()})
     observed = b.observed(Seen.MISSING, record.spec, leftovers=frozenset({"overlay", "seed"}))

@@ -135,8 +135,8 @@ BAD_ARGS: Tuple[Tuple[str, Any, List[str]], ...] = (
         for image in ("", "../x", "/x", "a/b", "x\n", "http://x/y", "a b", "a" * 65, None, 1)
     ),
     ("vm.start", start(image="tiny"), ["image"]),
-    ("vm.start", start(image={}), ["image.id"]),
-    ("vm.start", start(image={"id": "x", "url": "http://x", "sha512": "00"}), ["image.sha512", "image.url"]),
+    ("vm.start", start(image={}), ["image"]),
+    ("vm.start", start(image={"id": "x", "url": "http://x", "sha512": "00"}), ["image", "image.sha512", "image.url"]),
     ("vm.start", start(flavour="../small"), ["flavour"]),
     ("vm.start", start(tags=["ok", "a b", "<x>"]), ["tags[1]", "tags[2]"]),
     ("vm.start", start(tags=["a", "a"]), ["tags"]),

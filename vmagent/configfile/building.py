@@ -9,8 +9,10 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from vmagent.config import (
     BrokerSettings,
+    CacheSettings,
     Config,
     Directories,
+    FetchSettings,
     HypervisorSettings,
     ImageSettings,
     Intervals,
@@ -94,7 +96,13 @@ def _security(settings: Values) -> SecuritySettings:
 
 
 def _images(settings: Values, directories: Directories) -> ImageSettings:
-    return ImageSettings(*(_below(settings[name], directories) for name in ("directory", "overlays", "seeds")))
+    cache, fetch = dict(settings["cache"]), dict(settings["fetch"])
+    cache["directory"] = _below(cache["directory"], directories)
+    fetch["ca"] = _path(fetch["ca"])
+    fetch["files"] = tuple(map(Path, fetch["files"]))
+    directory, overlays, seeds = (_below(settings[name], directories) for name in ("directory", "overlays", "seeds"))
+    largest = settings["largest_disk_gib"]
+    return ImageSettings(directory, overlays, seeds, CacheSettings(**cache), FetchSettings(**fetch), largest)
 
 
 def _tuples(members: Values) -> Dict[str, Any]:
@@ -164,5 +172,6 @@ def _policy(values: Values) -> Policy:
         snapshots=SnapshotRules(**values["snapshots"]),
         on_revoked=values["images"]["on_revoked"],
         trust=_trust(values["images"]),
+        image_requests=tuple(values["images"]["requests"]),
         **values["capacity"],
     )

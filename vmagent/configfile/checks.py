@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Tuple
 
 from vmagent.configfile.bounds import authority_complaints, flavour_complaints, limit_complaints
@@ -146,6 +147,31 @@ def _name_complaints(at: Parts, subject: str) -> Iterator[Complaint]:
         yield Complaint(at, f"no distinguished name: {error}", "/DC=org/CN=A Person or CN=A Person,DC=org")
 
 
+def images(values: Values) -> Iterator[Complaint]:
+    """An image is a file of the site's or is fetched; what can never be fetched is told now."""
+    directories = tuple(map(Path, values["images"]["fetch"]["files"]))
+    for name, image in values["images"]["catalogue"].items():
+        at: Parts = ("images", "catalogue", name)
+        if bool(image["file"]) == bool(image["url"]):
+            yield Complaint(at, "file and url are two ways to say where it is", "one of the two")
+        if image["file"] and (image["format"] not in ("raw", "qcow2") or image["size"]):
+            detail = f"{image['format']} is converted when it is fetched, a file of the site's is used as it is"
+            wanted = "raw or qcow2 and no size, or a url instead of the file"
+            yield Complaint((*at, "format"), detail, wanted)
+        if image["url"].startswith("file:") and not _below(image["url"], directories):
+            detail = f"{image['url']} is below no directory of images.fetch.files"
+            yield Complaint((*at, "url"), detail, ", ".join(map(str, directories)) or "images.fetch.files, first")
+    for index, prefix in enumerate(values["images"]["requests"]):
+        if prefix.startswith("file:") and not _below(prefix + "x", directories):
+            detail = f"{prefix} is below no directory of images.fetch.files"
+            yield Complaint(("images", "requests", index), detail, "a directory of images.fetch.files, or https:")
+
+
+def _below(url: str, directories: Tuple[Path, ...]) -> bool:
+    path = PurePosixPath(url[len("file://") :])
+    return ".." not in path.parts and any(PurePosixPath(directory) in path.parents for directory in directories)
+
+
 def socket(values: Values) -> Iterator[Complaint]:
     """sun_path has 108 bytes, one for the end."""
     path = values["socket"]["path"]
@@ -181,4 +207,5 @@ CHECKS: Tuple[Tuple[Tuple[Tuple[str, ...], ...], Check], ...] = (
     ((("networks",),), networks),
     ((("volumes",),), volumes),
     ((("images",),), endorsement),
+    ((("images",),), images),
 )

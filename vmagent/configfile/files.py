@@ -18,6 +18,7 @@ def host_complaints(values: Mapping[str, Any]) -> Iterator[Complaint]:
     yield from _file(("broker", "passcode_file"), broker["passcode_file"])
     for name in ("ca", "certificate", "key"):
         yield from _file(("broker", "tls", name), (broker["tls"] or {}).get(name))
+    yield from _file(("images", "fetch", "ca"), values["images"]["fetch"]["ca"])
     security = values["security"]
     if security["commands"] == "signed" and not Path(security["ca_directory"]).is_dir():
         detail = f"{security['ca_directory']} is no directory"

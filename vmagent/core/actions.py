@@ -17,6 +17,7 @@ from vmagent.core.snapshotmodel import Job
 class Do(str, Enum):
     """Every kind of effect there is."""
 
+    FETCH_IMAGE = "fetch-image"  # ask for the golden image's download; it goes on by itself
     MAKE_OVERLAY = "make-overlay"  # verify the golden image, make scratch disks and the overlay on it
     MAKE_SEED = "make-seed"
     APPLY_FIREWALL = "apply-firewall"  # chains and counters of every interface, before the device exists
@@ -37,7 +38,7 @@ class Do(str, Enum):
     DISCARD_SAVED = "discard-saved"
     UNDEFINE = "undefine"
     WRITE_TAG = "write-tag"
-    CLEAN_UP = "clean-up"  # overlay, scratch disks and seed
+    CLEAN_UP = "clean-up"  # overlay, scratch disks, seed and the wait for a download
     UNSHAPE = "unshape"  # what shaping leaves when the interface is gone
     REMOVE_FIREWALL = "remove-firewall"
     ISOLATE = "isolate"  # its interfaces down: nothing in, nothing out
@@ -56,6 +57,7 @@ class _Row:
 
 
 TABLE = {
+    Do.FETCH_IMAGE: _Row("images", 60),
     Do.MAKE_OVERLAY: _Row("images", 600),
     Do.MAKE_SEED: _Row("images", 60),
     Do.APPLY_FIREWALL: _Row("firewall", 20, safe=True),

@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from vmagent.core import addresses, codec, context, disks, identity, request, snapshots
+from vmagent.core import addresses, codec, context, disks, identity, imagechoice, request, snapshots
 from vmagent.core.asked import Asked, asked, outside
 from vmagent.core.commands import Command
 from vmagent.core.model import DiskIo, Owner, VmRecord, VmSpec
@@ -79,7 +79,7 @@ def admit(
     """Decide a `vm.start`; `records` are all wishes that are not closed, `known` what endorses images.
 
     Problems when nothing (or, `atomic`, not all) can be taken, all at once: `drained`, `no-virtualisation`,
-    `owner-needed`, `context`, `unknown-flavour`, `unknown-network`, `unknown-image`, `rule`, `over-limit`,
+    `owner-needed`, `context`, `unknown-flavour`, `unknown-network`, `unknown-image`, `image-url`, `rule`, `over-limit`,
     `under-limit`, `disk-too-small`, `address`, `mac`, `address-in-use`, `id-in-use`, `no-capacity`,
     `not-supported-here`, `unknown-volume`, `volume-read-only`, `volume-in-use`, `not-authorised` (a volume of others),
     and those of an image that is not trusted (trust.py).
@@ -170,8 +170,11 @@ def _image(
     command: Command, policy: Policy, known: Endorsements, owner: Optional[Owner], problems: List[Problem]
 ) -> Optional[StartImage]:
     """The image, or None after a further problem."""
+    image, vo = command.args["image"], owner.vo if owner is not None else None
     try:
-        return chosen(command.args["image"]["id"], policy, known, owner.vo if owner is not None else None)
+        if "url" in image:
+            return imagechoice.described(image, policy, known, vo)
+        return chosen(image["id"], policy, known, vo)
     except Problem as problem:
         problems.append(problem)
         return None

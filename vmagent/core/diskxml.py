@@ -20,6 +20,7 @@ from xml.etree.ElementTree import Element
 
 from vmagent.core import disks
 from vmagent.core.drivers import Profile
+from vmagent.core.imagemodel import golden_format
 from vmagent.core.model import CDROM, SCRATCH, Disk, DiskIo, VmSpec
 from vmagent.core.xmltree import add
 
@@ -48,7 +49,7 @@ def own_disks(devices: Element, spec: VmSpec, profile: Profile, overlay: str, se
     add(disk, "source", file=overlay)
     if profile.backing_chain:
         backing = add(disk, "backingStore", type="file")
-        add(backing, "format", type=spec.image.format)
+        add(backing, "format", type=golden_format(spec.image.format))
         add(add(backing, "source", file=golden), "seclabel", model="dac", relabel="no")
         add(backing, "backingStore")
     add(disk, "target", dev=first, bus=profile.disk_bus)

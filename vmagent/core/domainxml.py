@@ -41,8 +41,8 @@ def domain_xml(
     spec: VmSpec, tag: Tag, profile: Profile, overlay: str, seed: str, golden: str, cpu: CpuLimit, cgroup: int,
     sources: Sequence[DiskSource] = (),
 ) -> str:
-    """The definition of this VM.  Paths are absolute; `golden` has the format `spec.image.format`; cgroup: the version
-    that has this host's cpu controller (quota.cgroup_version); sources: those of `spec.disks`.
+    """The definition of this VM.  Paths are absolute; `golden` has the image's golden format; cgroup: the version that
+    has this host's cpu controller (quota.cgroup_version); sources: those of `spec.disks`.
 
     Errors: ValueError for a value that XML cannot carry.
     """

@@ -33,7 +33,7 @@ HYPERVISOR_REASONS: Mapping[str, Tuple[Outcome, str, str]] = {
     "saved": (Outcome.KILLED, "libvirt", "saved from outside; a saved run is not restored"),
 }
 START_STEPS: FrozenSet[Do] = frozenset(
-    {Do.MAKE_OVERLAY, Do.MAKE_SEED, Do.DEFINE, Do.START_PAUSED, *proof.REPAIRS.values()}
+    {Do.FETCH_IMAGE, Do.MAKE_OVERLAY, Do.MAKE_SEED, Do.DEFINE, Do.START_PAUSED, *proof.REPAIRS.values()}
 )
 
 

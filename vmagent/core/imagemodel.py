@@ -62,7 +62,7 @@ class Download:
     done: int  # bytes
     total: int  # bytes; 0 = not known
     since: float  # boot time
-    step: str = "fetching"  # fetching | verifying | inspecting | converting
+    step: str = "fetching"  # waiting (for its turn) | fetching | inspecting | converting
 
 
 @dataclass(frozen=True)
@@ -81,3 +81,9 @@ class Revocation:
     def key(self) -> str:
         """What it is about; the newest version about it counts."""
         return f"sha512:{self.sha512}" if self.sha512 else f"id:{self.id}"
+
+
+
+def golden_format(format: str) -> str:
+    """What the golden file of an image of this format is: QEMU's own two stay as they are, all others become qcow2."""
+    return format if format in ("raw", "qcow2") else "qcow2"

@@ -336,11 +336,13 @@ class Observed:
 
     domain: DomainSeen
     missing_twice: bool = False  # MISSING in two observations of a healthy connection
-    # Of "overlay", "scratch", "layer:NAME" (of a snapshot), "seed", "firewall", "shaper", "interface", "process".
+    # Of "overlay", "scratch", "layer:NAME" (of a snapshot), "seed", "download", "firewall", "shaper", "interface",
+    # "process".
     leftovers: FrozenSet[str] = frozenset()
     network_seen: Tuple[str, ...] = ()  # devices on which a frame with an assigned source address came in
     network: Optional[NetworkSeen] = None  # None = not looked at: proves nothing
     cgroup: Optional[CgroupSeen] = None  # None = there is none, or it cannot be read
+    fetched: bool = True  # its golden image has a file here; looked at only while there is no overlay
 
 
 @dataclass(frozen=True)

@@ -222,14 +222,14 @@ def _nothing(case: _Case) -> _Done:
 
 
 def _prepared(case: _Case, then: Callable[[_Case], _Done]) -> _Done:
-    """Overlay, seed and firewall exist before the domain does and before it starts."""
+    """Image, overlay, seed and firewall exist before the domain does and before it starts."""
     left = case.observed.leftovers
     layered = _layered(case) if snapshotplan.layers(case.record) else None
     if layered is not None:
         return layered
     scratch = any(disk.kind == SCRATCH for disk in case.record.spec.disks)
     if "overlay" not in left or (scratch and "scratch" not in left):
-        return case.act(Do.MAKE_OVERLAY)
+        return _imaged(case)
     if "seed" not in left:
         return case.act(Do.MAKE_SEED)
     record, following = then(case)
@@ -247,6 +247,13 @@ def _layered(case: _Case) -> Optional[_Done]:
     if needed - case.observed.leftovers or lacks not in ([], [names[-1]]):
         return begin_stop(case.record, "start", 0, case.now, f"files below the snapshot {names[-1]} are gone"), None
     return case.act(Do.MAKE_LAYER) if lacks else None
+
+
+def _imaged(case: _Case) -> _Done:
+    """A download takes hours, and a wish may end in between: it is asked for and not waited for here."""
+    if case.observed.fetched:
+        return case.act(Do.MAKE_OVERLAY)
+    return (case.record, None) if "download" in case.observed.leftovers else case.act(Do.FETCH_IMAGE)
 
 
 def _define(case: _Case) -> _Done:
@@ -310,6 +317,8 @@ def _hold(case: _Case) -> _Done:
 def _rest(case: _Case) -> _Done:
     """A live domain's tag follows the wish, or a lost store would be rebuilt from an old one."""
     domain = case.observed.domain
+    if case.record.outcome is not None and "download" in case.observed.leftovers:
+        return case.act(Do.CLEAN_UP)  # it ended before there was a disk that could be kept
     mended = proof.mended(case.record.spec, case.observed)
     if mended is not None and case.record.journal.limits_before is not None and domain.seen is Seen.PAUSED:
         return case.act(mended)

@@ -141,10 +141,12 @@ class CatalogueImage:
     """A golden image that the site's catalogue knows."""
 
     id: str
-    file: str  # relative to the image directory
-    format: str  # raw | qcow2
+    file: str  # relative to the image directory; "" = it is fetched
+    format: str  # raw | qcow2 | vmdk | vdi | vhdx; a file of the site's is one of the first two
     sha512: str
     minimum_disk_gib: int = 1
+    url: str = ""  # where it is fetched from; "" = it is a file of the site's
+    size: int = 0  # bytes of what is fetched; 0 = not told
 
 
 @dataclass(frozen=True)
@@ -238,3 +240,4 @@ class Policy:
     snapshots: SnapshotRules = SnapshotRules()
     on_revoked: str = "report"  # report | pause | stop | kill: what becomes of guests whose image is distrusted
     volumes: Mapping[str, Volume] = field(default_factory=dict)
+    image_requests: Tuple[str, ...] = ()  # what the URL of an image that a request names must begin with; () = none

@@ -53,8 +53,8 @@ def layer_word(name: str) -> str:
 
 
 def is_file(word: str) -> bool:
-    """Whether this word of a look at the host is about a file on the disk."""
-    return word in ("overlay", "scratch", "seed") or word.startswith("layer:")
+    """Whether this word of a look at the host is about a file on the disk, or one that is on its way there."""
+    return word in ("overlay", "scratch", "seed", "download") or word.startswith("layer:")
 
 
 @dataclass(frozen=True)

@@ -79,9 +79,10 @@ def _start_image(record: ImageRecord, policy: Policy, known: Endorsements) -> St
                        record.list_version)  # fmt: skip
         return StartImage(ref)
     by = _endorsed_by(record, policy, known) or record
-    ref = ImageRef(record.id, record.sha512, record.format, endorser=by.endorser, list=by.list,
-                   list_version=by.list_version)  # fmt: skip
-    return StartImage(ref, policy.images[record.id].minimum_disk_gib)
+    site = policy.images[record.id]
+    ref = ImageRef(record.id, record.sha512, record.format, site.url, site.size, by.endorser, by.list,
+                   by.list_version)  # fmt: skip
+    return StartImage(ref, site.minimum_disk_gib)
 
 
 def _endorsed_by(record: ImageRecord, policy: Policy, known: Endorsements) -> Optional[ImageRecord]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import struct
+from pathlib import Path
 from typing import Iterator, Tuple
 
 from vmagent.errors import Fault, FaultKind
@@ -17,6 +18,10 @@ from vmagent.errors import Fault, FaultKind
 SECTOR = 512
 
 _QCOW2 = struct.Struct(">4sIQIIQI")  # magic, version, backing offset, backing size, cluster bits, size, encryption
+_TABLES = struct.Struct(">IQQI")  # L1: entries, offset; refcount table: offset, clusters: from byte 36
+_TABLES_AT = 36
+_LONGEST_L1 = 32 << 20  # bytes, as QEMU has it
+_LONGEST_BACKING = 1023
 _FEATURES = struct.Struct(">QQQII")  # incompatible, compatible, autoclear, refcount order, header length: from byte 72
 _FEATURES_AT = 72
 _EXTENSION = struct.Struct(">II")
@@ -48,10 +53,27 @@ def virtual_size(file: int, declared: str) -> int:
     Faults: REFUSED, with what is wrong.
     """
     head = os.pread(file, _HEAD, 0)
-    found = next((name for at, magic, name in _MAGICS if head[at : at + len(magic)] == magic), "raw")
+    found = content_of(head)
     if found != declared:
         raise _refused(f"declared as {declared}, but its content is {found}")
-    return _qcow2_size(head) if declared == "qcow2" else _raw_size(file)
+    return _qcow2_size(head, os.fstat(file).st_size) if declared == "qcow2" else _raw_size(file)
+
+
+def content_of(head: bytes) -> str:
+    """The format whose magic stands there; "raw" when none does."""
+    return next((name for at, magic, name in _MAGICS if head[at : at + len(magic)] == magic), "raw")
+
+
+def backing_file(path: Path) -> str:
+    """What a qcow2 file names as its backing file; "" = nothing, or it cannot be read."""
+    try:
+        head = path.open("rb").read(_HEAD)
+    except OSError:
+        return ""
+    if len(head) < _QCOW2.size or not head.startswith(b"QFI\xfb"):
+        return ""
+    _, _, at, length, _, _, _ = _QCOW2.unpack_from(head)
+    return head[at : at + min(length, _LONGEST_BACKING)].decode("utf-8", "replace") if at else ""
 
 
 def _refused(why: str) -> Fault:
@@ -65,7 +87,7 @@ def _raw_size(file: int) -> int:
     return -(-size // SECTOR) * SECTOR  # QEMU rounds up
 
 
-def _qcow2_size(head: bytes) -> int:
+def _qcow2_size(head: bytes, length: int) -> int:
     if len(head) < _FEATURES_AT:
         raise _refused("shorter than a qcow2 header")
     _, version, backing, _, cluster_bits, size, encryption = _QCOW2.unpack_from(head)
@@ -80,7 +102,21 @@ def _qcow2_size(head: bytes) -> int:
     if not size or size % SECTOR:
         raise _refused(f"qcow2 disk size of {size} bytes, not a multiple of {SECTOR}")
     _check_extensions(head, _header_length(head, version), 1 << cluster_bits)
+    _check_tables(head, version, 1 << cluster_bits, size, length)
     return int(size)
+
+
+def _check_tables(head: bytes, version: int, cluster: int, size: int, length: int) -> None:
+    """L1 and refcount table stand in the file, and L1 is as long as the disk needs (but not longer than QEMU takes)."""
+    entries, l1, refcounts, clusters = _TABLES.unpack_from(head, _TABLES_AT)
+    extended = version == 3 and _FEATURES.unpack_from(head, _FEATURES_AT)[0] >> 4 & 1
+    covered = cluster * (cluster // (16 if extended else 8))
+    if entries < -(-size // covered) or entries * 8 > _LONGEST_L1:
+        raise _refused(f"qcow2 L1 table of {entries} entries for a disk of {size} bytes")
+    tables = (("L1 table", l1, entries * 8), ("refcount table", refcounts, clusters * cluster))
+    for name, at, long in tables:
+        if at % cluster or not at or at + long > -(-length // cluster) * cluster:
+            raise _refused(f"qcow2 {name} at {at}, {long} bytes long, in a file of {length} bytes")
 
 
 def _header_length(head: bytes, version: int) -> int:

@@ -18,22 +18,25 @@ import shutil
 from pathlib import Path
 from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Set, Tuple
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 
 from vmagent.config import ImageSettings
 from vmagent.core import disks
 from vmagent.core.actions import Action, Do
 from vmagent.core.context import NOTHING, Context
 from vmagent.core.diskxml import DiskSource
-from vmagent.core.model import SCRATCH, Disk, VmSpec
+from vmagent.core.imagemodel import Download, ImageFile
+from vmagent.core.model import SCRATCH, Disk, ImageRef, VmSpec
 from vmagent.core.policy import CatalogueImage, Volume
 from vmagent.core.seed import seed_files
 from vmagent.core.snapshotmodel import layer_word
 from vmagent.errors import Fault, FaultKind
+from vmagent.images.cache import Cache
+from vmagent.images.downloads import Downloads
 from vmagent.images.golden import Golden, GoldenImages
 from vmagent.images.layers import cut_back, make_layer
 from vmagent.images.overlay import GIB, make_overlay
-from vmagent.images.places import fault_of, sync_directory
+from vmagent.images.places import mapped, sync_directory
 from vmagent.images.scratch import make_scratch
 from vmagent.images.seed import make_seed
 from vmagent.images.volumes import volume_source
@@ -61,25 +64,34 @@ class LocalImages:
         catalogue: Mapping[str, CatalogueImage],
         lanes: Lanes,
         contexts: Contexts,
+        cache: Cache,
+        downloads: Downloads,
         volumes: Optional[Mapping[str, Volume]] = None,
     ) -> None:
         self._contexts = contexts
         self._overlays = settings.overlays
         self._seeds = settings.seeds
-        self._golden = GoldenImages(settings.directory, catalogue)
+        self._golden = GoldenImages(settings.directory, catalogue, None, cache.entry, settings.largest_disk_gib * GIB)
         self._volumes = volumes or {}
         self._lanes = lanes
+        self._cache = cache
+        self._downloads = downloads
         self._work: Mapping[Do, Callable[[Action], Deferred[None]]] = {
+            Do.FETCH_IMAGE: self._fetch,
             Do.MAKE_OVERLAY: self._make_overlay,
             Do.MAKE_SEED: self._seed,
             Do.CUT_BACK: lambda action: self._in_lane(action, self._cut_back, action),
             Do.MAKE_LAYER: lambda action: self._in_lane(action, self._make_layer, action),
-            Do.CLEAN_UP: lambda action: self._in_lane(action, self._clean_up, action.vm),
+            Do.CLEAN_UP: self._forget,
         }
 
     def start(self) -> Deferred[None]:
         """Before anything else: make the directories, sweep what a crash left unfinished.  Faults: REFUSED, FULL."""
-        return self._lanes.run("start", _LOOK_S, _mapped, self._prepare)
+        return self._lanes.run("start", _LOOK_S, mapped, self._prepare)
+
+    def tell(self, news: Callable[[str], None]) -> None:
+        """From now on `news(vm id)` is called whenever a download that the VM waits for is over."""
+        self._downloads.news = news
 
     def adopt(self, catalogue: Mapping[str, CatalogueImage], volumes: Mapping[str, Volume]) -> None:
         """The site's catalogue and volumes changed; work already begun goes on with what it was given."""
@@ -95,11 +107,28 @@ class LocalImages:
 
     def leftovers(self) -> Deferred[Mapping[str, FrozenSet[str]]]:
         """See ports.Images.  Unfinished files are not counted: the next CLEAN_UP or start takes them away."""
-        return self._lanes.run("leftovers", _LOOK_S, _mapped, self._list)
+        listed = self._lanes.run("leftovers", _LOOK_S, mapped, self._list)
+        return listed.addCallback(self._with_downloads)
+
+    def here(self, image: ImageRef) -> bool:
+        """See ports.Images.  Files of the site's are looked for when an overlay is made on them."""
+        return not image.url or self._cache.has(image.sha512)
+
+    def files(self) -> Deferred[Tuple[ImageFile, ...]]:
+        """See ports.Images."""
+        return self._lanes.run("cache", _LOOK_S, mapped, self._cache.files)
+
+    def downloads(self) -> Tuple[Download, ...]:
+        """See ports.Images."""
+        return self._downloads.now()
+
+    def evict(self, sha512: str) -> Deferred[None]:
+        """See ports.Images."""
+        return self._lanes.run("cache", _LOOK_S, mapped, self._cache.evict, sha512)
 
     def free_gib(self) -> Deferred[int]:
         """See ports.Images.  What an unprivileged writer could still use."""
-        return self._lanes.run("free", _LOOK_S, _mapped, self._free)
+        return self._lanes.run("free", _LOOK_S, mapped, self._free)
 
     def paths(self, vm: str) -> Tuple[str, str]:
         return str(self._overlays / f"{vm}.qcow2"), str(self._seeds / f"{vm}.iso")
@@ -121,12 +150,40 @@ class LocalImages:
         return self._overlays / f"{vm}.scratch-{disks.letter(disk)}.raw"
 
     def _in_lane(self, action: Action, call: Callable[..., None], *args: Any) -> Deferred[None]:
-        return self._lanes.run(action.vm, action.deadline_s, _mapped, call, *args)
+        return self._lanes.run(action.vm, action.deadline_s, mapped, call, *args)
+
+    def _fetch(self, action: Action) -> Deferred[None]:
+        try:
+            self._downloads.ask(action.vm, action.spec.image)
+        except Fault:
+            return fail()
+        return succeed(None)
+
+    def _with_downloads(self, found: Mapping[str, FrozenSet[str]]) -> Mapping[str, FrozenSet[str]]:
+        waiting = {vm: found.get(vm, frozenset()) | {"download"} for vm in self._downloads.waiting()}
+        return {**found, **waiting}
 
     def _make_overlay(self, action: Action) -> Deferred[None]:
         image = action.spec.image
-        verified = self._lanes.run(f"image {image.id}", action.deadline_s, _mapped, self._golden.verify, image)
+        verified = self._lanes.run(f"image {image.sha512}", action.deadline_s, mapped, self._verify, image)
         return verified.addCallback(lambda golden: self._in_lane(action, self._overlay, action.spec, golden))
+
+    def _verify(self, image: ImageRef) -> Golden:
+        """A file of the cache that is not what it was is fetched again: the next look finds it missing."""
+        try:
+            golden = self._golden.verify(image)
+        except Fault as fault:
+            if image.url and fault.kind is FaultKind.REFUSED:
+                self._cache.forget(image.sha512)
+                raise Fault(FaultKind.BUSY, f"{fault.detail}; it is fetched again") from fault
+            raise
+        if image.url:
+            self._cache.used(image.sha512)
+        return golden
+
+    def _forget(self, action: Action) -> Deferred[None]:
+        self._downloads.drop(action.vm)
+        return self._in_lane(action, self._clean_up, action.vm)
 
     def _overlay(self, spec: VmSpec, golden: Golden) -> None:
         target = Path(self.paths(spec.vm)[0])
@@ -182,6 +239,7 @@ class LocalImages:
             directory.chmod(DIRECTORY_MODE)
             for path in _matching(directory, _UNFINISHED):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._cache.prepare()
 
     def _list(self) -> Mapping[str, FrozenSet[str]]:
         found: Dict[str, Set[str]] = {}
@@ -216,11 +274,3 @@ def _sweep(target: Path) -> None:
 def _matching(directory: Path, pattern: re.Pattern[str]) -> List[Path]:
     with os.scandir(directory) as entries:
         return [Path(e.path) for e in entries if pattern.fullmatch(e.name)]
-
-
-def _mapped(call: Callable[..., Any], *args: Any) -> Any:
-    """On the lane's thread: an error of the file system becomes a Fault."""
-    try:
-        return call(*args)
-    except OSError as error:
-        raise fault_of(error, Path(error.filename or "")) from error

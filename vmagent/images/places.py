@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import Mapping, Optional
+from typing import Any, Callable, Mapping, Optional
 
 from vmagent.errors import Fault, FaultKind
 
@@ -24,11 +24,19 @@ def fault_of(error: OSError, where: Path) -> Fault:
     return Fault(FaultKind.FULL if error.errno in _NO_SPACE else FaultKind.REFUSED, detail)
 
 
-def settle(temporary: Path, target: Path) -> None:
+def mapped(call: Callable[..., Any], *args: Any) -> Any:
+    """On a lane's thread: an error of the file system becomes a Fault."""
+    try:
+        return call(*args)
+    except OSError as error:
+        raise fault_of(error, Path(error.filename or "")) from error
+
+
+def settle(temporary: Path, target: Path, mode: int = PRIVATE) -> None:
     """Bring `temporary` to the disk and give it its name."""
     file = os.open(temporary, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        os.fchmod(file, PRIVATE)
+        os.fchmod(file, mode)
         os.fsync(file)
     finally:
         os.close(file)

@@ -29,7 +29,10 @@ def images(facts: Facts) -> Finding:
 
 
 def _image(facts: Facts, image: str) -> Finding:
-    path = facts.config.images.directory / facts.config.policy.images[image].file
+    entry = facts.config.policy.images[image]
+    if entry.url:
+        return ok(f"{image} is fetched when it is wanted")
+    path = facts.config.images.directory / entry.file
     owned = facts.host.owned(path)
     if owned is None:
         return fail(f"{image}: {path} is missing", "put the file there, or take the image out of images.catalogue")

@@ -1,0 +1,61 @@
+"""A golden image that a start itself describes, by URL, SHA-512 and format.
+
+Rules
+
+1. A request may name a URL only below what the site allows (`images.requests`), by default nothing.  Without SHA-512
+   and format it is no description; both stand in the wish from here on.
+2. A URL that could be read in two ways is refused: a login, a fragment, `..`, an escaped dot or slash, a backslash.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Mapping, Optional
+from urllib.parse import urlsplit
+
+from vmagent.core import trust
+from vmagent.core.imagemodel import REQUEST, ImageRecord
+from vmagent.core.model import ImageRef
+from vmagent.core.policy import Policy
+from vmagent.core.startimage import Endorsements, StartImage
+from vmagent.errors import Problem
+
+PATH = "args.image.url"
+_ODD = re.compile(r"[^!-~]|[\"<>\\^`{|}]")
+_CLIMBING = re.compile(r"(^|/)\.{1,2}(/|$)|%2e|%2f|%5c|%00", re.IGNORECASE)
+
+
+def described(
+    image: Mapping[str, Any], policy: Policy, known: Endorsements, vo: Optional[str]
+) -> StartImage:
+    """`args.image` of a schema-valid start that has a URL.  Problems: `image-url`, and those of `trust.verdict`."""
+    url, accepted = image["url"], list(policy.image_requests)
+    try:
+        check_url(url)
+    except ValueError as error:
+        raise Problem("image-url", f"this URL cannot be taken: {error}", path=PATH) from None
+    if not any(url.startswith(prefix) for prefix in accepted):
+        below = f"only below {', '.join(accepted)}" if accepted else "nowhere: name one by its id"
+        detail = f"{policy.host} fetches images that a request describes {below}"
+        raise Problem("image-url", detail, path=PATH, accepted=accepted)
+    id = f"sha512-{image['sha512'][:16]}"
+    record = ImageRecord(id, image["sha512"], image["format"], REQUEST, url, image.get("size", 0))
+    reason = trust.verdict(record, known.lists, policy.trust, known.now_wall, vo)
+    if reason is not None:
+        raise Problem(reason.type, reason.detail, path="args.image", **reason.fields)
+    return StartImage(ImageRef(id, record.sha512, record.format, url, record.size))
+
+
+def check_url(url: str) -> None:
+    """https: with a host, or file:, in one reading only.  ValueError, saying what would be accepted."""
+    parts = urlsplit(url)
+    if _ODD.search(url) or _CLIMBING.search(parts.path):
+        raise ValueError("only plain characters, without .. or an escaped dot, slash or backslash, are accepted")
+    if parts.fragment or "@" in parts.netloc:
+        raise ValueError("no login and no fragment are accepted")
+    if parts.scheme == "file" and not parts.netloc and not parts.query:
+        return
+    if parts.scheme != "https" or not parts.hostname:
+        raise ValueError("https://HOST[:PORT]/PATH or file:///PATH is accepted")
+    if parts.port is not None and not parts.port:
+        raise ValueError("a port of 1 to 65535 is accepted")

@@ -1,0 +1,55 @@
+"""The images of one host, wired: cache, downloads and `LocalImages` over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Callable, FrozenSet, Mapping, Optional
+from urllib.parse import urlsplit
+
+from vmagent.config import FetchSettings, ImageSettings
+from vmagent.core.policy import CatalogueImage, Volume
+from vmagent.images.cache import Cache, Shelf
+from vmagent.images.downloads import Downloads
+from vmagent.images.fetch import GIB, Bounds, Fetcher
+from vmagent.images.local import Contexts, LocalImages
+from vmagent.images.web import Proxy, Web
+from vmagent.lanes import Lanes
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the images need of the rest.
+
+    reactor: Twisted's; fetching: lanes of their own, for what takes long; chance(): 0 to 1; wall(): seconds since 1970;
+    floor_gib: that stay free; needed(): SHA-512s that wishes name; contexts: what a start gave its guests.
+    """
+
+    reactor: Any
+    fetching: Lanes
+    chance: Callable[[], float]
+    wall: Callable[[], float]
+    floor_gib: int
+    needed: Callable[[], FrozenSet[str]]
+    contexts: Contexts
+
+
+def local_images(
+    settings: ImageSettings, catalogue: Mapping[str, CatalogueImage], lanes: Lanes, around: Surroundings,
+    volumes: Optional[Mapping[str, Volume]] = None,
+) -> LocalImages:
+    """Nothing is started yet."""
+    kept, fetch = settings.cache, settings.fetch
+    floor = around.floor_gib * GIB
+    shelf = Shelf(kept.directory, settings.overlays, kept.size_gib * GIB, floor, kept.part_keep_s)
+    cache = Cache(shelf, around.needed, around.wall)
+    bounds = Bounds(fetch.largest_gib * GIB, fetch.stall_s, fetch.deadline_s)
+    fetcher = Fetcher(web(fetch, around.reactor), around.fetching, around.reactor, bounds, fetch.files, cache.room)
+    downloads = Downloads(fetcher, cache, around.fetching, around.reactor, around.chance, fetch.parallel,
+                          floor, settings.largest_disk_gib * GIB)
+    return LocalImages(settings, catalogue, lanes, around.contexts, cache, downloads, volumes)
+
+
+def web(settings: FetchSettings, reactor: Any) -> Web:
+    """The way to the images' servers."""
+    proxy = urlsplit(settings.proxy) if settings.proxy else None
+    return Web(reactor, settings.ca, Proxy(proxy.hostname or "", proxy.port or 3128) if proxy else None)

@@ -1,0 +1,217 @@
+"""Golden files that were fetched: named by SHA-512, verified, root's and read-only, within a size limit.
+
+Rules
+
+1. `<sha512>.img` is whole and verified whenever it is there: it gets its name last, after `<sha512>.json` beside it,
+   which says what it is.  A `.json` without its `.img` was cut short by a crash and goes at the start.
+2. `.part` and `.note` (part.py) are downloads to go on from; they go after `part_keep_s` without a new byte.
+   `.made` is a conversion that was cut short; it goes at the start.
+3. When room is needed the file that was used longest ago goes first; never one that a wish names, that an overlay here
+   stands on (its header says so, whatever the store knows), or that is pinned.
+4. When it was last used is the time of change of the `.json`: nobody rewrites it for that.
+
+Blocking, but for `has` and `entry`; may be used from several threads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Tuple
+
+from vmagent.core import walltime
+from vmagent.core.imagemodel import ImageFile
+from vmagent.errors import Fault, FaultKind
+from vmagent.images.header import backing_file
+from vmagent.images.places import PRIVATE, settle, sync_directory
+
+GIB = 2**30
+READ_ONLY = 0o444
+DIRECTORY_MODE = 0o711
+_NAME = re.compile(r"([0-9a-f]{128})\.(img|json|part|note|note-part|made|json-part)")
+_LONGEST_NOTE = 1 << 16
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Where, and how much: limit in bytes of all files together; floor: bytes that stay free on the disk."""
+
+    directory: Path
+    overlays: Path
+    limit: int
+    floor: int
+    part_keep_s: float
+
+
+class Cache:
+    """needed(): SHA-512s that wishes name or that are pinned; called on a lane's thread.  now(): wall clock, s."""
+
+    def __init__(self, shelf: Shelf, needed: Callable[[], FrozenSet[str]], now: Callable[[], float]) -> None:
+        self._shelf = shelf
+        self._needed = needed
+        self._now = now
+        self._files: Dict[str, ImageFile] = {}
+        self._lock = threading.Lock()
+
+    # -- from memory
+
+    def has(self, sha512: str) -> bool:
+        return sha512 in self._files
+
+    def entry(self, sha512: str) -> Optional[ImageFile]:
+        return self._files.get(sha512)
+
+    def path(self, sha512: str) -> Path:
+        """Where its file is or would be."""
+        return self._shelf.directory / f"{sha512}.img"
+
+    def part_path(self, sha512: str) -> Path:
+        """Where its download grows."""
+        return self._shelf.directory / f"{sha512}.part"
+
+    def made_path(self, sha512: str) -> Path:
+        """Where its conversion grows."""
+        return self._shelf.directory / f"{sha512}.made"
+
+    # -- on a lane
+
+    def prepare(self) -> None:
+        """At the start: the directory, what a crash left, what is there.  Errors: OSError."""
+        directory = self._shelf.directory
+        directory.mkdir(parents=True, exist_ok=True)
+        directory.chmod(DIRECTORY_MODE)
+        with self._lock:
+            for path, sha512, kind in self._ours():
+                if kind in ("made", "note-part", "json-part") or (kind == "json" and not self.path(sha512).exists()):
+                    path.unlink(missing_ok=True)
+                elif kind in ("part", "note"):
+                    self._sweep_part(path)
+            found = [self._read(sha512) for _, sha512, kind in self._ours() if kind == "img"]
+            self._files = {one.sha512: one for one in found if one is not None}
+
+    def put(self, file: ImageFile, source: Path) -> ImageFile:
+        """Take over `source`, which is verified and on the same file system.  Errors: OSError."""
+        target = self.path(file.sha512)
+        kept = dataclasses.replace(file, path=str(target), size=source.stat().st_size)
+        said = {"file_sha512": kept.file_sha512, "file_format": kept.file_format, "virtual_size": kept.virtual_size}
+        temporary = target.with_suffix(".json-part")
+        temporary.write_text(json.dumps(said), encoding="ascii")
+        with self._lock:
+            settle(temporary, target.with_suffix(".json"), PRIVATE)
+            settle(source, target, READ_ONLY)
+            self._files[file.sha512] = kept
+        for left in (self.part_path(file.sha512), self.part_path(file.sha512).with_suffix(".note")):
+            left.unlink(missing_ok=True)
+        return kept
+
+    def used(self, sha512: str) -> None:
+        """An overlay is made on it now."""
+        os.utime(self.path(sha512).with_suffix(".json"))
+
+    def files(self) -> Tuple[ImageFile, ...]:
+        """What is there, with when each was last used."""
+        with self._lock:
+            return tuple(self._dated(one) for _, one in sorted(self._files.items()))
+
+    def room(self, more: int) -> None:
+        """Make room for `more` bytes, by rule 3.  Faults: FULL, saying what would be needed."""
+        shelf = self._shelf
+        with self._lock:
+            if more > shelf.limit:
+                raise Fault(FaultKind.FULL, f"{more} bytes do not fit in images.cache.size_gib ({shelf.limit // GIB})")
+            for oldest in self._oldest_first():
+                if self._taken() + more <= shelf.limit and self._free() - more >= shelf.floor:
+                    return
+                self._remove(oldest)
+            if self._taken() + more > shelf.limit:
+                raise Fault(FaultKind.FULL, f"the image cache of {shelf.limit // GIB} GiB is full of images in use")
+            if self._free() - more < shelf.floor:
+                floor = f"above the floor of {shelf.floor // GIB} GiB"
+                raise Fault(FaultKind.FULL, f"{more} bytes needed, {max(0, self._free() - shelf.floor)} free {floor}")
+
+    def bound(self, sha512: str) -> int:
+        """Bytes that a conversion may make at most: what the limit and the disk leave."""
+        with self._lock:
+            left = self._shelf.limit - self._taken()
+            return max(0, min(left, self._free() - self._shelf.floor))
+
+    def evict(self, sha512: str) -> None:
+        """Faults: GONE, BUSY."""
+        with self._lock:
+            if sha512 not in self._files:
+                raise Fault(FaultKind.GONE, f"no file {sha512} in the image cache")
+            if sha512 in self._in_use():
+                raise Fault(FaultKind.BUSY, f"file {sha512} is pinned, or a VM stands on it")
+            self._remove(sha512)
+
+    def forget(self, sha512: str) -> None:
+        """Its file is gone, or is not what it was: it is not used again.  It goes unless a VM stands on it."""
+        with self._lock:
+            if sha512 in self._stood_on():
+                self._files.pop(sha512, None)
+            else:
+                self._remove(sha512)
+
+    # -- inside the lock
+
+    def _ours(self) -> List[Tuple[Path, str, str]]:
+        with os.scandir(self._shelf.directory) as entries:
+            found = [(Path(entry.path), _NAME.fullmatch(entry.name)) for entry in entries]
+        return sorted((path, name.group(1), name.group(2)) for path, name in found if name is not None)
+
+    def _sweep_part(self, path: Path) -> None:
+        if self._now() - path.stat().st_mtime > self._shelf.part_keep_s:
+            path.unlink(missing_ok=True)
+
+    def _read(self, sha512: str) -> Optional[ImageFile]:
+        path = self.path(sha512)
+        try:
+            said: Mapping[str, Any] = json.loads(path.with_suffix(".json").read_bytes()[:_LONGEST_NOTE])
+            return ImageFile(sha512, str(path), str(said["file_sha512"]), str(said["file_format"]),
+                             path.stat().st_size, int(said["virtual_size"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            path.unlink(missing_ok=True)  # nobody can say what it is
+            return None
+
+    def _dated(self, file: ImageFile) -> ImageFile:
+        return dataclasses.replace(file, last_used_wall=walltime.text(self._last_used(file.sha512)))
+
+    def _last_used(self, sha512: str) -> float:
+        try:
+            return self.path(sha512).with_suffix(".json").stat().st_mtime
+        except OSError:
+            return 0.0
+
+    def _oldest_first(self) -> List[str]:
+        in_use = self._in_use()
+        return sorted((one for one in self._files if one not in in_use), key=self._last_used)
+
+    def _in_use(self) -> FrozenSet[str]:
+        return self._needed() | self._stood_on()
+
+    def _stood_on(self) -> FrozenSet[str]:
+        """What the overlays here name as their backing file."""
+        found = set()
+        for overlay in self._shelf.overlays.glob("*.qcow2*"):
+            behind = Path(backing_file(overlay))
+            if behind.parent == self._shelf.directory:
+                found.add(behind.stem)
+        return frozenset(found)
+
+    def _taken(self) -> int:
+        return sum(path.stat().st_blocks * 512 for path, _, _ in self._ours())
+
+    def _free(self) -> int:
+        disk = os.statvfs(self._shelf.directory)
+        return disk.f_bavail * disk.f_frsize
+
+    def _remove(self, sha512: str) -> None:
+        self._files.pop(sha512, None)
+        self.path(sha512).unlink(missing_ok=True)
+        self.path(sha512).with_suffix(".json").unlink(missing_ok=True)
+        sync_directory(self._shelf.directory)
