@@ -234,7 +234,7 @@ def test_a_layer_is_empty_and_stands_on_what_is_below(tmp_path: Path) -> None:
     image = shelf.made("big", "qcow2", size=str(SIZE))
     images = shelf.images(reactor)
     reactor.settle(images.start())
-    bench = Bench(images, image, reactor.settle)
+    bench = Bench(images, image, reactor.settle, image, lambda image: None)
     of = bench.spec()
     bench.do(Do.MAKE_OVERLAY, of)
     for layers in (("a",), ("a", "c")):
