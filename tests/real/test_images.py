@@ -1,0 +1,113 @@
+"""Issue 4, proof: what a guest is told reaches it, many VMs cost one download, and a revocation reaches running guests."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import urllib.request
+from pathlib import Path
+from typing import Any, Dict, Iterator, Tuple
+
+import pytest
+
+from tests.real.conftest import SUBNET, domains, qemu_pids, start_args
+from tests.support.agent import Agent, Controller, vm_of
+from tests.support.imageserver import Certificates, ImageServer
+from tests.support.waiting import until
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIDpZWWFDLfVPXsjn5jvsqFQv4MXvQ4xJRJXDBCBxRHq1 user@example.org"
+SERVE = b"#!/bin/sh\nhttpd -p 80 -h /told\n"
+WEB = {"inbound": [{"protocol": "tcp", "ports": ["80"], "action": "allow"}]}
+IDLE = bytes(440) + b"\xf4\xeb\xfd" + bytes(67) + b"\x55\xaa" + bytes(2 * 2**20 - 512)  # hlt; jmp: a disk that boots to nothing
+MANY = 20
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Iterator[ImageServer]:
+    server = ImageServer(Certificates(tmp_path))
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def config(config: Dict[str, Any], source: ImageServer, tmp_path: Path) -> Dict[str, Any]:
+    config["images"]["fetch"] = {"ca": str(tmp_path / "ca.pem")}
+    config["images"]["requests"] = [source.url("/")]
+    config["images"]["on_revoked"] = "report"
+    config["flavours"]["dot"] = {"cores": 1, "memory_mib": 32, "disk_gib": 1}
+    return config
+
+
+def offered(source: ImageServer) -> Dict[str, str]:
+    source.files["/idle.raw"] = IDLE
+    return {"url": source.url("/idle.raw"), "sha512": hashlib.sha512(IDLE).hexdigest(), "format": "raw"}
+
+
+def told(name: str) -> str:
+    with urllib.request.urlopen(f"http://{SUBNET}.10/{name}", timeout=5) as answer:
+        return str(answer.read().decode())
+
+
+def answers() -> bool:
+    try:
+        return bool(told("meta-data"))
+    except OSError:
+        return False
+
+
+def test_a_guest_reads_its_address_its_keys_and_its_data(agent: Agent, controller: Controller) -> None:
+    agent.start()
+    args = start_args(user_data=base64.b64encode(SERVE).decode(), ssh_keys=[KEY], meta_data={"role": "worker"})
+    args["networks"][0]["firewall"] = WEB
+    vm = vm_of(controller.send("vm.start", args))
+    controller.wait_phase(vm, "ready")
+    until(answers, 30, "the script that came as user data serves what the guest was told")
+    meta = json.loads(told("meta-data"))
+    assert meta["instance-id"] == vm
+    assert KEY in json.dumps(meta)
+    assert "worker" in json.dumps(meta)
+    assert f"{SUBNET}.10/24" in told("network-config")
+    assert told("user-data").encode() == SERVE
+    controller.send("vm.kill", {"vms": [vm]})
+    controller.wait_phase(vm, "stopped")
+    until(lambda: not domains(), 20, "it is gone")
+    secret = SERVE.splitlines()[1]
+    left = [path for path in (agent.folder / "state").rglob("*") if path.is_file() and secret in path.read_bytes()]
+    assert not left, "what a user told his guest goes with it"
+    assert secret.decode() not in agent.text()
+
+
+def started(controller: Controller, image: Dict[str, str], count: int) -> Tuple[str, ...]:
+    args = start_args(flavour="dot", image=image, networks=None, count=count)
+    command = controller.send("vm.start", args)
+    vms = tuple(vm_of(command, member) for member in range(count))
+    for vm in vms:
+        controller.wait_phase(vm, "ready", 200)
+    return vms
+
+
+def test_twenty_that_want_one_image_cost_one_download(agent: Agent, controller: Controller, source: ImageServer) -> None:
+    agent.start()
+    vms = started(controller, offered(source), MANY)
+    assert [path for path, _ in source.asked] == ["/idle.raw"]
+    assert len({pid for vm in vms for pid in qemu_pids(vm)}) == MANY
+    controller.send("vm.kill", {"vms": list(vms)})
+    until(lambda: not domains(), 60, "all are gone")
+
+
+def test_a_revocation_reaches_those_that_run(agent: Agent, controller: Controller, source: ImageServer) -> None:
+    agent.start()
+    image = offered(source)
+    vms = started(controller, image, 2)
+    controller.send("image.revoke", {"sha512": image["sha512"], "action": "kill", "why": "a back door"})
+    for vm in vms:
+        assert "a back door" in json.dumps(controller.wait_phase(vm, "stopped")["reasons"])
+    alerts = [e["data"] for e in controller.events("security.alert") if "vms" in e["data"]]
+    assert sorted(each["vm"] for alert in alerts for each in alert["vms"]) == sorted(vms)
+    assert all(each["owner"]["subject"] == "/DC=org/DC=example/CN=A User" for alert in alerts for each in alert["vms"])
+    refused = controller.reply(controller.send("vm.start", start_args(flavour="dot", image=image, networks=None)))
+    assert refused["status"] == "refused"
+    assert "revoked" in refused["problem"]["type"]
