@@ -23,26 +23,27 @@ import json
 import os
 import shutil
 import statistics
+import subprocess
 import tempfile
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Tuple
 
-from tests.support.imageserver import Certificates, ImageServer
-
 from tests.support import brokers, libvirtd
 from tests.support.agent import HOST, SITE, Agent, Controller, vm_of
+from tests.support.imageserver import Certificates, ImageServer
 from tests.support.waiting import until
 from vmagent.site import pki
 
 HALTS = bytes.fromhex("faf4ebfd") + bytes(506) + b"\x55\xaa"
+INSTANCE = "vmbi"
 COUNTED = ("rchar", "wchar", "read_bytes", "write_bytes")
 
 
 def configuration(folder: Path, broker: brokers.RabbitMQ, uri: str, source: ImageServer) -> Dict[str, Any]:
     (folder / "passcode").write_text("guest")
     return {
-        "site": SITE, "host": HOST, "instance": "vmbi",
+        "site": SITE, "host": HOST, "instance": INSTANCE,
         "directories": {"state": str(folder / "state"), "run": str(folder / "run")},
         "hypervisor": {"uri": uri, "emulation": "allow"},
         "broker": {"profile": "rabbitmq", "urls": [broker.url], "login": "guest",
@@ -50,7 +51,7 @@ def configuration(folder: Path, broker: brokers.RabbitMQ, uri: str, source: Imag
         "security": {"ca_directory": str(folder / "trust"), "authority": [
             {"signer": "CN=controller", "verbs": ["*"], "vos": ["*"], "scope": "all"}]},
         "flavours": {"dot": {"cores": 1, "memory_mib": 32, "disk_gib": 1}},
-        "images": {"requests": [source.url("/")], "fetch": {"ca": str(folder / "ca.pem")}},
+        "images": {"requests": [source.url("/")], "unendorsed": "request", "fetch": {"ca": str(folder / "ca.pem")}},
         "capacity": {"reserved_memory_mib": 256, "disk_floor_gib": 1, "cpu_overcommit": 16},
     }
 
@@ -123,6 +124,7 @@ def measured(folder: Path, uri: str, rounds: int, size: int) -> List[Dict[str, f
         controller.close()
         source.close()
         broker.stop()
+        subprocess.run(["nft", "delete", "table", "bridge", f"vmagent_{INSTANCE}"], check=False, capture_output=True)
 
 
 def main() -> None:

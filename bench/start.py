@@ -33,10 +33,11 @@ from twisted.internet.defer import Deferred, succeed
 from tests.support import building, hypervisor, libvirtd
 from vmagent.consequences import Consequences
 from vmagent.core import identity
+from vmagent.core.actions import Action
 from vmagent.core.changes import PutVm
 from vmagent.core.domainxml import domain_xml
 from vmagent.core.drivers import PROFILES
-from vmagent.core.model import Firewall, Limits, NicLimits, Now, Rule, Seen, VmSpec
+from vmagent.core.model import Firewall, ImageRef, Limits, NicLimits, Now, Rule, Seen, VmSpec
 from vmagent.core.policy import SiteFirewall
 from vmagent.core.quota import UNLIMITED
 from vmagent.host.cgroups import HostCgroups
@@ -70,6 +71,9 @@ class Disks:
     def leftovers(self) -> Deferred[Mapping[str, FrozenSet[str]]]:
         return succeed(_Everywhere())
 
+    def here(self, image: ImageRef) -> bool:
+        return True
+
 
 class _Everywhere(Dict[str, FrozenSet[str]]):
     def get(self, vm: str, default: Any = None) -> FrozenSet[str]:
@@ -100,7 +104,7 @@ class Loop:
         observer = Observer(self.world, rig.port, Disks(), self.firewall, self.shaper, cgroups, processes,  # type: ignore
                             clock)
         performers = {"hypervisor": rig.port, "firewall": self.firewall, "shaper": self.shaper, "cgroups": cgroups}
-        self.reconciler = Reconciler(self.world, observer, performers, consequences, clock, loop)
+        self.reconciler = Reconciler(self.world, observer, performers, consequences, clock, loop, _no_job)
 
     def start(self, spec: VmSpec) -> None:
         """From the stored wish to the guest that runs, proven."""
@@ -128,6 +132,10 @@ class Loop:
         self.rig.result(self.store.close())
         for lanes in self.lanes:
             lanes.stop()
+
+
+def _no_job(action: Action) -> None:
+    raise AssertionError(f"a start has no job: {action.do}")
 
 
 async def _put(record: Any) -> Any:
