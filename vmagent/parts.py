@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass
 from typing import Any, Callable, Coroutine, FrozenSet, Mapping, Optional, Sequence, Tuple
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 import vmagent
@@ -30,7 +30,7 @@ from vmagent.core.changes import Change, PutSetting
 from vmagent.core.model import VmSpec
 from vmagent.core.policy import Policy
 from vmagent.counting import Watchman
-from vmagent.errors import Fault, FaultKind
+from vmagent.errors import Fault
 from vmagent.holding import Holder
 from vmagent.host import interfaces, room
 from vmagent.host.cgroups import HostCgroups
@@ -40,8 +40,10 @@ from vmagent.host.shaper import TcShaper
 from vmagent.hypervisor.adapter import Libvirt
 from vmagent.hypervisor.perform import Paths
 from vmagent.imagecommands import ImageCommands
-from vmagent.images.building import Surroundings, local_images
+from vmagent.images.building import Surroundings, local_images, web
+from vmagent.images.listsignature import LONGEST_SIGNED
 from vmagent.images.local import Contexts, LocalImages
+from vmagent.images.reading import UrlReader
 from vmagent.images.subscriptions import Subscriptions
 from vmagent.intake import Intake, Limits
 from vmagent.lanes import Lanes
@@ -59,6 +61,7 @@ from vmagent.sweeping import Sweeper
 from vmagent.world import World
 
 log = logging.getLogger("vmagent.daemon")
+LIST_S = 300.0  # the longest that fetching an image list may take
 THREADS = {"store": 1, "images": 3, "network": 2, "files": 1, "fetching": 4}
 RELOAD_S = 30.0
 LIST_PART = "image-list "  # and its identifier: the part of host.state's `degraded`
@@ -305,12 +308,10 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
 def _lists(
     config: Config, trust: TrustStore, lanes: Lanes, reactor: Any, clock: ports.Clock, chance: random.Random
 ) -> Subscriptions:
+    fetch = config.images.fetch
+    reader = UrlReader(web(fetch, reactor), lanes, reactor, fetch.stall_s, LIST_S, LONGEST_SIGNED)
     folder = config.directories.state / "lists"
-    return Subscriptions(folder, TrustedEndorsers(trust), lanes, reactor, clock, chance.random, _no_url)
-
-
-def _no_url(url: str) -> Deferred[bytes]:
-    return fail(Fault(FaultKind.REFUSED, "image lists are read from files only"))
+    return Subscriptions(folder, TrustedEndorsers(trust), lanes, reactor, clock, chance.random, reader.read)
 
 
 def _heard(mark: Callable[[str], None], *tellers: Callable[[Callable[[str], None]], None]) -> None:

@@ -26,18 +26,6 @@ MIB = 2**20
 BYTES = b"boot" + os.urandom(3 * MIB - 4)
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: Any) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("certificates"))
-
-
-@pytest.fixture(scope="session")
-def turning() -> Iterator[Turning]:
-    turning = Turning()
-    yield turning
-    turning.stop()
-
-
 class Host:
     """The images of one host over one server, on a real reactor."""
 

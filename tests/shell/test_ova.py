@@ -272,15 +272,9 @@ def test_a_further_disk_with_content_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_package_s_disk_as_an_image_by_its_url(tmp_path: Path) -> None:
-    """By its digest where agents take that, else it is said that they do not."""
     argv = ["--image-url", "https://images.example.org/disk.raw", *MAP]
-    if "url" in schemas.schema("vm.start")["properties"]["image"]["properties"]:
-        sha512 = hashlib.sha512(DISK).hexdigest()
-        assert args(tmp_path, *argv, disks=[RAW])["image"] == {"url": argv[1], "sha512": sha512, "format": "raw"}
-        return
-    with pytest.raises(Problem, match="give --image") as caught:
-        args(tmp_path, *argv, disks=[RAW])
-    assert caught.value.type == "not-supported"
+    sha512 = hashlib.sha512(DISK).hexdigest()
+    assert args(tmp_path, *argv, disks=[RAW])["image"] == {"url": argv[1], "sha512": sha512, "format": "raw"}
 
 
 @pytest.mark.parametrize("argv", [[], MAP, ["--image-url", "https://x"]])

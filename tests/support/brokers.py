@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -23,9 +24,11 @@ ACTIVEMQ_STOMP = Path("/usr/share/java/activemq-stomp.jar")
 START_S = 90.0
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
+def free_ports(count: int) -> List[int]:
+    """As many, each another one: held together, for the kernel may give one that was let go at once again."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [int(each.getsockname()[1]) for each in sockets]
 
 
 class _Broker:
@@ -33,7 +36,7 @@ class _Broker:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.port = free_port()
+        self.port, self.tls_port, self._epmd_port, self._node_port = free_ports(4)
         self._processes: List[subprocess.Popen[bytes]] = []
 
     @property
@@ -94,8 +97,6 @@ class RabbitMQ(_Broker):
 
     def __init__(self, directory: Path, tls: Optional[Tls] = None) -> None:
         super().__init__(directory)
-        self.tls_port = free_port()
-        self._epmd_port, self._node_port = free_port(), free_port()
         lines = ["listeners.tcp = none", f"stomp.listeners.tcp.1 = 127.0.0.1:{self.port}"]
         if tls is not None:
             lines += [

@@ -94,7 +94,7 @@ def names(cls: Any, *without: str) -> List[str]:
         ("firewall.inbound.*", model.Rule, (), ()),
         ("images", config.ImageSettings, (),
          ("catalogue", "on_revoked", "requests", "unendorsed", "lists", "lists_refresh_s", "endorsers")),
-        ("images.lists.*", policy.ListSource, ("url",), ()),
+        ("images.lists.*", policy.ListSource, (), ()),
         ("images.endorsers.*", policy.Endorser, (), ()),
         ("images.fetch", config.FetchSettings, (), ()),
         ("images.cache", config.CacheSettings, (), ()),

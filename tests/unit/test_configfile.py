@@ -91,8 +91,21 @@ images:
         "images.lists[1].identifier",
     ]  # fmt: skip
     assert places(main_file(tmp_path, "images: {lists: [{identifier: a}], unendorsed: all}\n")) == [
-        "images.lists[0].endorsers", "images.lists[0].path", "images.unendorsed",
+        "images.lists[0].endorsers", "images.unendorsed",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("row", "place"),
+    [
+        ("{identifier: a, endorsers: [/CN=a]}", ""),
+        ("{identifier: a, endorsers: [/CN=a], path: /etc/a, url: https://lists.example.org/a}", ""),
+        ("{identifier: a, endorsers: [/CN=a], url: http://lists.example.org/a}", ".url"),
+        ("{identifier: a, endorsers: [/CN=a], url: https://lists.example.org/a, signature: none}", ".signature"),
+    ],
+)
+def test_a_list_comes_from_one_place_and_signed_from_elsewhere(tmp_path: Path, row: str, place: str) -> None:
+    assert places(main_file(tmp_path, f"images: {{lists: [{row}]}}\n")) == [f"images.lists[0]{place}"]
 
 
 def test_a_minimal_file_is_enough(tmp_path: Path) -> None:

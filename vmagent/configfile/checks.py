@@ -127,6 +127,10 @@ def endorsement(values: Values) -> Iterator[Complaint]:
         at: Parts = ("images", "lists", index)
         if row["identifier"] in [other["identifier"] for other in images["lists"][:index]]:
             yield Complaint((*at, "identifier"), f"{row['identifier']} stands twice", "each list once")
+        if bool(row.get("path")) == bool(row.get("url")):
+            yield Complaint(at, "names both a path and a URL, or neither", "either path or url")
+        elif row.get("url") and row["signature"] == "none":
+            yield Complaint((*at, "signature"), "a list from elsewhere without a signature", "required; or a path")
         for number, subject in enumerate(row["endorsers"]):
             yield from _name_complaints((*at, "endorsers", number), subject)
     known: List[Any] = []

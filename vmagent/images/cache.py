@@ -15,6 +15,7 @@ Blocking, but for `has` and `entry`; may be used from several threads.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -204,7 +205,12 @@ class Cache:
         return frozenset(found)
 
     def _taken(self) -> int:
-        return sum(path.stat().st_blocks * 512 for path, _, _ in self._ours())
+        """Bytes of everything here; what others rename or remove meanwhile is gone, and counts no more."""
+        taken = 0
+        for path, _, _ in self._ours():
+            with contextlib.suppress(FileNotFoundError):
+                taken += path.stat().st_blocks * 512
+        return taken
 
     def _free(self) -> int:
         disk = os.statvfs(self._shelf.directory)

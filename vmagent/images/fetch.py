@@ -90,7 +90,7 @@ class Fetcher:
                 else:
                     bounds = self._bounds
                     whole = Deferred.fromCoroutine(self._download(image, part, note, lane, told))
-                    await whole.addTimeout(bounds.deadline_s, self._reactor, _late("it was not whole"))
+                    await whole.addTimeout(bounds.deadline_s, self._reactor, late("it was not whole"))
             await lane(part.settle)
             found = part.digest()
             if found != image.sha512:
@@ -116,13 +116,13 @@ class Fetcher:
         asked = {"Range": f"bytes={part.size}-", "If-Range": note.validator} if part.size and note.validator else {}
         trust = await lane(self._web.trust)
         asking = Deferred.fromCoroutine(self._web.open(image.url, asked, trust))
-        answer = await asking.addTimeout(self._bounds.stall_s, self._reactor, _late("no answer"))
+        answer = await asking.addTimeout(self._bounds.stall_s, self._reactor, late("no answer"))
         try:
             total = await self._begun(answer, image, part, lane)
             flow = Flow()
             flow.begin(answer)
             while True:
-                chunks = await flow.next().addTimeout(self._bounds.stall_s, self._reactor, _late("no byte came"))
+                chunks = await flow.next().addTimeout(self._bounds.stall_s, self._reactor, late("no byte came"))
                 if not chunks:
                     break
                 if part.size + sum(map(len, chunks)) > (total or self.most(image)):
@@ -193,15 +193,15 @@ def file_place(url: str, directories: Tuple[Path, ...]) -> Tuple[Path, Tuple[str
     raise Fault(FaultKind.REFUSED, f"image-source: {url[:200]}: not below a directory of images.fetch.files: {allowed}")
 
 
-def _late(what: str) -> Callable[[Any, float], Any]:
+def late(what: str) -> Callable[[Any, float], Any]:
     """For addTimeout: a Fault instead of a cancellation."""
 
-    def late(result: Any, seconds: float) -> Any:
+    def told(result: Any, seconds: float) -> Any:
         if isinstance(result, Failure) and isinstance(result.value, CancelledError):
             raise Fault(FaultKind.BUSY, f"{what} within {seconds:g} s")
         return result
 
-    return late
+    return told
 
 
 def _number(text: str) -> int:
