@@ -104,6 +104,34 @@ def test_twenty_that_want_one_image_cost_one_download(
     until(lambda: not domains(), 60, "all are gone")
 
 
+def test_a_download_goes_on_after_kill_9(agent: Agent, controller: Controller, source: ImageServer) -> None:
+    """Half of it is here when the agent dies; its successor asks for the other half."""
+    image = offered(source)
+    half = len(IDLE) // 2
+
+    def stalls(handler: Any, path: str, before: int) -> None:
+        if before:
+            source.serve(handler, path, before)
+            return
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(IDLE)))
+        handler.send_header("ETag", '"one"')
+        handler.end_headers()
+        handler.wfile.write(IDLE[:half])
+        handler.wfile.flush()
+        source.over.wait(60)
+
+    source.scripts["/idle.raw"] = stalls
+    agent.start()
+    vm = vm_of(controller.send("vm.start", start_args(flavour="dot", image=image, networks=None)))
+    parts = agent.folder / "state" / "cache"
+    until(lambda: any(path.stat().st_size >= half for path in parts.glob("*.part")), 30, "half of it is on the disk")
+    agent.kill9()
+    agent.start()
+    controller.wait_phase(vm, "ready")
+    assert [headers.get("range") for _, headers in source.asked] == [None, f"bytes={half}-"]
+
+
 def test_a_revocation_reaches_those_that_run(agent: Agent, controller: Controller, source: ImageServer) -> None:
     agent.start()
     image = offered(source)
