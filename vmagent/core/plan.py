@@ -257,7 +257,11 @@ def _imaged(case: _Case) -> _Done:
 
 
 def _define(case: _Case) -> _Done:
-    return _prepared(case, lambda c: c.act(Do.DEFINE))
+    """In one go with its start: a look in between would show what was just done."""
+    def define(c: _Case) -> _Done:
+        record, starting = _starting(c)
+        return c.act(Do.DEFINE, record, starting)
+    return _prepared(case, define)
 
 
 def _start(case: _Case) -> _Done:
