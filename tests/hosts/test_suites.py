@@ -25,8 +25,8 @@ def test_inside(on_host: OnHost, suite: str) -> None:
     files = [str(path.relative_to(ROOT)) for pattern in SUITES[suite] for path in sorted(ROOT.glob(pattern))]
 
     def body(host: BootedHost) -> None:
-        argv = f"timeout {SUITE_S:.0f} python3 -m pytest -rs --durations=5 {' '.join(files)}"
-        done = host.run(f"cd {CHECKOUT} && {argv}", SUITE_S + 30)
+        argv = f"timeout -s INT -k 30 {SUITE_S:.0f} python3 -m pytest -rfEs --durations=5 {' '.join(files)}"
+        done = host.run(f"cd {CHECKOUT} && {argv}", SUITE_S + 60)
         print(done.text[-3000:])
         assert done.code == 0, done.text[-10000:]
         assert "SKIPPED" not in done.text, f"this host has everything; why was it skipped? {done.text[-3000:]}"
