@@ -57,7 +57,8 @@ class _Broker:
     def kill(self) -> None:
         """kill -9, and wait until it is gone."""
         process = self._processes.pop()
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself: what stands beside it must end all the same
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
     def stop(self) -> None:
