@@ -17,7 +17,6 @@ from vmagent.host.cgroups import HostCgroups
 from vmagent.host.processes import ProcProcesses
 from vmagent.lanes import Lanes
 
-needs_libvirtd = pytest.mark.skipif(not libvirtd.can_run(), reason="needs root and libvirtd")
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -47,21 +46,11 @@ class Fake:
         self.write = self.port.write
 
 
-@pytest.fixture(scope="module")
-def qemu_uri():
-    with libvirtd.isolated() as uri:
-        yield uri
-
-
-@pytest.fixture(params=["fake", pytest.param("qemu", marks=needs_libvirtd)])
+@pytest.fixture(params=["fake", pytest.param("qemu", marks=libvirtd.needed)])
 def rig(request):
     real = request.param == "qemu"
     rig = hypervisor.qemu(request.getfixturevalue("qemu_uri")) if real else hypervisor.fake()
-    try:
-        rig.start()
-        yield rig
-    finally:
-        rig.end()
+    yield from hypervisor.begun(rig)
 
 
 @pytest.fixture

@@ -7,39 +7,17 @@ import uuid
 
 import pytest
 
-from tests.support import building, hypervisor, libvirtd
+from tests.support import building, hypervisor
 from vmagent.core import quota
 from vmagent.core.actions import TABLE, Do
 from vmagent.core.identity import device_name, domain_name
 from vmagent.core.model import CpuLimit, DiskIo, Seen
 from vmagent.errors import Fault, FaultKind
 
-needs_libvirtd = pytest.mark.skipif(not libvirtd.can_run(), reason="needs root and libvirtd")
 BRIDGE = "vmactbr0"
 LIMITS = (Do.APPLY_CPU, Do.APPLY_DISK_IO)
 SLOW = DiskIo(4_000_000, 2_000_000, 400, 200)
 FULL_SPEED = DiskIo()
-
-
-@pytest.fixture(scope="module")
-def qemu_uri():
-    with libvirtd.isolated() as uri:
-        yield uri
-
-
-@pytest.fixture(params=["fake", "test driver", pytest.param("qemu", marks=needs_libvirtd)])
-def rig(request):
-    if request.param == "fake":
-        rig = hypervisor.fake()
-    elif request.param == "test driver":
-        rig = hypervisor.built_in()
-    else:
-        rig = hypervisor.qemu(request.getfixturevalue("qemu_uri"))
-    try:
-        rig.start()
-        yield rig
-    finally:
-        rig.end()
 
 
 @pytest.fixture

@@ -23,38 +23,13 @@ from vmagent.errors import Fault, FaultKind
 from vmagent.hypervisor import layers
 from vmagent.images.layers import cut_back, make_layer
 
-needs_libvirtd = pytest.mark.skipif(not libvirtd.can_run(), reason="needs root and libvirtd")
 TAKE, DELETE = Do.TAKE_SNAPSHOT, Do.DELETE_SNAPSHOT
-
-
-@pytest.fixture(scope="module")
-def qemu_uri():
-    with libvirtd.isolated() as uri:
-        yield uri
-
-
-@pytest.fixture(params=["fake", "test driver", pytest.param("qemu", marks=needs_libvirtd)])
-def rig(request):
-    if request.param == "fake":
-        rig = hypervisor.fake()
-    elif request.param == "test driver":
-        rig = hypervisor.built_in()
-    else:
-        rig = hypervisor.qemu(request.getfixturevalue("qemu_uri"))
-    yield from begun(rig)
+REAL_KINDS = [pytest.param("qemu", kind, marks=libvirtd.needed) for kind in ("disk", "full")]
 
 
 @pytest.fixture
 def real(qemu_uri):
-    yield from begun(hypervisor.qemu(qemu_uri))
-
-
-def begun(rig):
-    try:
-        rig.start()
-        yield rig
-    finally:
-        rig.end()
+    yield from hypervisor.begun(hypervisor.qemu(qemu_uri))
 
 
 def job(rig, do: Do, spec: Any, name: str = "a", deadline_s: float = 30.0, **kw: Any) -> Action:
@@ -99,10 +74,10 @@ def test_it_says_which_kinds_it_can_take(rig) -> None:
     assert set(rig.port.info().snapshots) <= {"disk", "full"} and "full" in rig.port.info().snapshots
 
 
-@pytest.mark.parametrize("kind", ["disk", "full"])
+@pytest.mark.parametrize(
+    ("rig", "kind"), [("fake", "disk"), ("fake", "full"), ("test driver", "full"), *REAL_KINDS], indirect=["rig"]
+)
 def test_taken_and_deleted_each_twice_as_once(rig, kind: str) -> None:
-    if kind not in rig.port.info().snapshots:
-        pytest.skip("not by this driver")
     spec = running(rig)
     for _ in range(2):
         done(rig, TAKE, spec, kind=kind)
@@ -133,9 +108,8 @@ def test_only_a_live_guest_of_ours(rig) -> None:
         assert refused(rig, do, foreign) is FaultKind.REFUSED
 
 
+@pytest.mark.parametrize("rig", ["fake", pytest.param("qemu", marks=libvirtd.needed)], indirect=True)
 def test_what_must_be_frozen_and_has_no_agent_is_refused_and_leaves_nothing(rig) -> None:
-    if "disk" not in rig.port.info().snapshots:
-        pytest.skip("not by this driver")
     spec = running(rig)
     assert refused(rig, TAKE, spec, quiesce="required") is FaultKind.REFUSED
     assert chain(rig, spec) == [] and left(rig, spec) == []
@@ -153,7 +127,7 @@ def test_there_is_no_job_once_it_is_done(rig) -> None:
 # -- real QEMU
 
 
-@needs_libvirtd
+@libvirtd.needed
 @pytest.mark.parametrize("order", ["abc", "cba", "bac", "bca"])
 def test_layers_are_committed_in_any_order_and_the_chain_is_flat(real, order: str) -> None:
     spec = running(real)
@@ -172,7 +146,7 @@ def test_layers_are_committed_in_any_order_and_the_chain_is_flat(real, order: st
     assert [one["filename"] for one in json.loads(info)] == [overlay, golden]
 
 
-@needs_libvirtd
+@libvirtd.needed
 def test_the_definition_follows_so_that_nothing_is_forgotten(real) -> None:
     spec = running(real)
     done(real, TAKE, spec)
@@ -181,7 +155,7 @@ def test_the_definition_follows_so_that_nothing_is_forgotten(real) -> None:
     assert real.outside.domain(spec.vm).snapshotNum() == 0  # libvirt keeps no record of it
 
 
-@needs_libvirtd
+@libvirtd.needed
 def test_a_file_of_an_earlier_attempt_is_not_in_the_way_and_one_in_use_is_not_touched(real) -> None:
     spec = running(real)
     overlay = real.disks.paths(spec).overlay
@@ -194,7 +168,7 @@ def test_a_file_of_an_earlier_attempt_is_not_in_the_way_and_one_in_use_is_not_to
     assert os.stat(layer_file(overlay, "a")).st_ino == inode
 
 
-@needs_libvirtd
+@libvirtd.needed
 def test_a_name_that_is_undone_without_ever_being_there_leaves_the_others(real) -> None:
     spec = running(real)
     done(real, TAKE, spec, "a")
@@ -202,7 +176,7 @@ def test_a_name_that_is_undone_without_ever_being_there_leaves_the_others(real) 
     assert chain(real, spec) == ["a"]
 
 
-@needs_libvirtd
+@libvirtd.needed
 def test_limits_of_disks_stay_over_taking_and_deleting(real) -> None:
     from vmagent.core.model import DiskIo
 
@@ -213,7 +187,7 @@ def test_limits_of_disks_stay_over_taking_and_deleting(real) -> None:
         assert real.see(spec).disk_io == spec.limits.disk_io
 
 
-@needs_libvirtd
+@libvirtd.needed
 def test_an_interrupted_deletion_is_taken_up_again(real) -> None:
     """As after kill -9 of the agent: QEMU's block job goes on, and whoever comes next finds it."""
     spec = running(real)
@@ -227,7 +201,7 @@ def test_an_interrupted_deletion_is_taken_up_again(real) -> None:
     assert chain(real, spec) == ["a"]
 
 
-@needs_libvirtd
+@libvirtd.needed
 def test_a_frozen_qemu_is_given_up_in_time_and_what_it_does_later_is_found(real) -> None:
     spec = running(real)
     other = running(real)
@@ -260,7 +234,7 @@ def test_names_are_files_beside_the_overlay() -> None:
     assert memory_file(f"/o/{vm}.qcow2", "a-1") == f"/o/{vm}.snap-a-1.mem"
 
 
-@needs_libvirtd
+@libvirtd.needed
 def test_back_to_a_snapshot_the_guest_runs_on_an_empty_layer_over_what_was(real) -> None:
     """What the planner does in steps: destroy, undefine, cut back, make the layer anew, define on it, start."""
     spec = running(real)

@@ -20,7 +20,7 @@ from vmagent.host.cgroups import HostCgroups
 from vmagent.host.processes import ProcProcesses
 from vmagent.lanes import Lanes
 
-pytestmark = pytest.mark.skipif(not libvirtd.can_run(), reason="needs root and libvirtd")
+pytestmark = libvirtd.needed
 MEASURED_S = 5.0
 POINTS = 5.0  # of a core
 CGROUPS = Path("/sys/fs/cgroup")

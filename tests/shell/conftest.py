@@ -1,11 +1,14 @@
-"""What stands once in a process: Twisted's one reactor, in a thread of its own, and an HTTPS server's certificates."""
+"""What stands once in a process: Twisted's one reactor, in a thread of its own, and an HTTPS server's certificates;
+and the runs of an agent, ended with their test."""
 
 from __future__ import annotations
 
-from typing import Any, Iterator
+from pathlib import Path
+from typing import Any, Iterator, List
 
 import pytest
 
+from tests.support import site as agents
 from tests.support.imageserver import Certificates, Turning
 
 
@@ -19,3 +22,13 @@ def turning() -> Iterator[Turning]:
     turning = Turning()
     yield turning
     turning.stop()
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> Iterator[List[agents.Site]]:
+    yield from agents.lives(tmp_path)
+
+
+@pytest.fixture
+def site(sites: List[agents.Site]) -> agents.Site:
+    return sites[0]

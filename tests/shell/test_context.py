@@ -6,12 +6,12 @@ import base64
 import json
 import logging
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, List
 
 import pytest
 from twisted.internet.defer import succeed
 
-from tests.support.site import Site, start_args
+from tests.support.site import Site, again, start_args
 from vmagent.core.codec import canonical
 from vmagent.core.identity import vm_id
 from vmagent.core.model import Phase
@@ -23,23 +23,6 @@ GIVEN: Dict[str, Any] = {"user_data": base64.b64encode(DATA).decode(), "ssh_keys
                          "meta_data": {"pin": "secret-pin"}}  # fmt: skip
 # 23 bytes in a row: every alignment of base64 of the repeated secret is in the first 64 characters of one period
 NEEDLES = [SECRET, GIVEN["user_data"][200:264].encode(), b"secret-comment", b"secret-pin", KEY.split()[1].encode()]
-
-
-@pytest.fixture
-def sites(tmp_path: Path) -> Iterator[List[Site]]:
-    made: List[Site] = [Site(tmp_path)]
-    yield made
-    for site in made:
-        site.stop()
-
-
-def again(sites: List[Site], tmp_path: Path) -> Site:
-    """The agent dies and comes back on the same host."""
-    old = sites[-1]
-    old.reconciler.stop()
-    old.wait(old.store.close())
-    sites.append(Site(tmp_path, old.host))
-    return sites[-1]
 
 
 def ready(site: Site, vm: str) -> None:

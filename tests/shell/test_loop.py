@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import uuid
 from pathlib import Path
-from typing import Any, Iterator, List
+from typing import Any, List
 
 import pytest
 from twisted.internet.defer import fail, succeed
 
 from tests.support import building, imagelists
-from tests.support.site import Site, start_args
+from tests.support.site import Site, again, start_args
 from tests.support.world import LOOSE
 from vmagent.core import schemas
 from vmagent.core.actions import Do
@@ -23,33 +23,11 @@ from vmagent.core.trust import VerifiedList
 from vmagent.errors import Fault, FaultKind
 
 
-@pytest.fixture
-def sites(tmp_path: Path) -> Iterator[List[Site]]:
-    made: List[Site] = [Site(tmp_path)]
-    yield made
-    for site in made:
-        site.stop()
-
-
-@pytest.fixture
-def site(sites: List[Site]) -> Site:
-    return sites[0]
-
-
 def started(site: Site, **kw: Any) -> str:
     id = site.send("vm.start", start_args(**kw))
     vm = vm_id(id, 0)
     site.settle(lambda: site.phase(vm) is Phase.READY)
     return vm
-
-
-def again(sites: List[Site], tmp_path: Path) -> Site:
-    """The agent dies and comes back on the same host: nothing is told, closed or written."""
-    old = sites[-1]
-    old.reconciler.stop()
-    old.wait(old.store.close())
-    sites.append(Site(tmp_path, old.host))
-    return sites[-1]
 
 
 def test_start_to_ready_and_to_the_end(site: Site) -> None:

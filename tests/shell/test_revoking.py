@@ -9,10 +9,10 @@ from typing import Any, Iterator, List, Mapping
 
 import pytest
 
-from tests.shell.test_loop import again, started
+from tests.shell.test_loop import started
 from tests.support import building, imagelists
 from tests.support.memory_store import FailingStore, MemoryStore, full, never
-from tests.support.site import Site, start_args
+from tests.support.site import Site, again, lives, start_args
 from vmagent.core import imagelist, schemas, walltime
 from vmagent.core.actions import Do
 from vmagent.core.identity import vm_id
@@ -29,15 +29,7 @@ def policy(**kw: Any) -> Policy:
 
 @pytest.fixture
 def sites(tmp_path: Path) -> Iterator[List[Site]]:
-    made: List[Site] = [Site(tmp_path, policy=policy())]
-    yield made
-    for site in made:
-        site.stop()
-
-
-@pytest.fixture
-def site(sites: List[Site]) -> Site:
-    return sites[0]
+    yield from lives(tmp_path, policy=policy())
 
 
 def with_policy(site: Site, **kw: Any) -> None:

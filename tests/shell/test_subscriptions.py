@@ -33,7 +33,7 @@ class AtOnce:
     def run(self, key: str, deadline_s: float, call: Callable[..., Any], *args: Any) -> Deferred[Any]:
         try:
             return succeed(call(*args))
-        except Exception as error:  # noqa: BLE001
+        except Fault as error:
             return fail(error)
 
 

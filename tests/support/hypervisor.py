@@ -216,6 +216,15 @@ def built_in() -> Rig:
     return Rig(port, Outside("test:///default", "test"), loop, cpu_caps=False)
 
 
+def begun(rig: Rig) -> Iterator[Rig]:
+    """For a fixture: started, and ended whatever happens."""
+    try:
+        rig.start()
+        yield rig
+    finally:
+        rig.end()
+
+
 def no_disks(spec: VmSpec) -> Paths:
     return Paths(f"/nowhere/{spec.vm}.qcow2", f"/nowhere/{spec.vm}.iso", "/nowhere/golden.qcow2")
 

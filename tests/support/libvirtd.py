@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Iterator, List, Optional
 
 import libvirt
+import pytest
 
 from tests.support.waiting import until
 
@@ -46,6 +47,8 @@ def can_run() -> bool:
 def _daemon() -> Optional[str]:
     return shutil.which("libvirtd") or shutil.which("virtqemud")
 
+
+needed = pytest.mark.skipif(not can_run(), reason="needs root and libvirtd")
 
 @contextlib.contextmanager
 def running() -> Iterator[str]:

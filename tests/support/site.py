@@ -6,7 +6,7 @@ import base64
 import json
 import uuid
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, Iterator, List, Mapping, Optional
 
 from twisted.internet.defer import Deferred
 
@@ -182,3 +182,20 @@ def start_args(**kw: Any) -> Dict[str, Any]:
                             "networks": [{"type": "public"}], "name": "worker"}
     args.update(kw)
     return {k: v for k, v in args.items() if v is not None}
+
+
+def lives(folder: Path, **kw: Any) -> Iterator[List[Site]]:
+    """For a fixture: the first run over `folder`, and room for more; all are ended."""
+    made = [Site(folder, **kw)]
+    yield made
+    for site in made:
+        site.stop()
+
+
+def again(sites: List[Site], folder: Path) -> Site:
+    """The agent dies and comes back on the same host: nothing is told, closed or written."""
+    old = sites[-1]
+    old.reconciler.stop()
+    old.wait(old.store.close())
+    sites.append(Site(folder, old.host))
+    return sites[-1]

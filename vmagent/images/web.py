@@ -20,11 +20,18 @@ from urllib.parse import urljoin
 from OpenSSL import SSL
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.error import ConnectError, ConnectionClosed
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.ssl import Certificate, trustRootFromCertificates
 from twisted.python.failure import Failure
-from twisted.web.client import Agent, BrowserLikePolicyForHTTPS, ResponseDone
+from twisted.web.client import (
+    Agent,
+    BrowserLikePolicyForHTTPS,
+    RequestTransmissionFailed,
+    ResponseDone,
+    ResponseFailed,
+)
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgentEndpointFactory
@@ -39,6 +46,9 @@ MOST_REDIRECTS = 5
 CONNECT_S = 30.0
 _REDIRECTS = (301, 302, 303, 307, 308)
 _AGAIN = (408, 425, 429)  # what asking later may change, beside 5xx
+# What a request may fail with: Twisted has no common base for it.
+_NO_ANSWER = (Fault, OSError, SSL.Error, ConnectError, ConnectionClosed, RequestTransmissionFailed,
+              ResponseFailed)  # fmt: skip
 _BEGIN_PEM, _END_PEM = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
 
 
@@ -140,7 +150,7 @@ class Web:
             return Answer(await agent.request(b"GET", url.encode("ascii"), sent), url, ways.abort)
         except CancelledError:
             raise
-        except Exception as error:  # noqa: BLE001 - edge: Twisted names no base of what a request may fail with
+        except _NO_ANSWER as error:
             ways.abort()
             if any(isinstance(one, CancelledError) for one in _reasons(error)):
                 raise CancelledError from error
