@@ -7,14 +7,15 @@ import datetime
 import ssl
 import threading
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, List
 
 import pytest
 
 from tests.broker.conftest import Linked
 from tests.support.loop import RealLoop
 from tests.support.peer import Peer, Talk
-from vmagent.broker.client import Subscription, _verified
+from vmagent.broker import client as stompclient
+from vmagent.broker.client import StompSession, Subscription, _verified
 from vmagent.config import Tls
 from vmagent.site import pki
 
@@ -105,6 +106,29 @@ def test_the_end_of_the_stream_is_noticed_at_once(linked: Make, ca: Path) -> Non
         one = linked(peer.url("localhost"), tls=client(ca), heartbeat_s=60.0, receipt_s=60.0).up()
         one.link.send("/queue/a", b"x", {}).addErrback(lambda _: None)
         one.down(10).up(10)
+
+
+def test_nobody_reads_while_connect_is_written(linked: Make, ca: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenSSL lost 1 in 80 of them to a thread that read the server's first tickets meanwhile."""
+    readers: List[List[str]] = []
+
+    class Watched(StompSession):
+        def _new_connection(self, *args: Any) -> Any:
+            connection = super()._new_connection(*args)
+            transmit = connection.transport.transmit
+
+            def watched(frame: Any) -> None:
+                if frame.cmd == "CONNECT":
+                    readers.append([one.name for one in threading.enumerate() if one.name == f"from {self._url}"])
+                transmit(frame)
+
+            connection.transport.transmit = watched
+            return connection
+
+    monkeypatch.setattr(stompclient, "StompSession", Watched)
+    with Peer(Talk.serve, listener(ca)) as peer:
+        linked(peer.url("localhost"), tls=client(ca)).up().send("/queue/a", b"x")
+    assert readers == [[]]
 
 
 def test_a_stalled_tls_peer_is_cut_and_leaves_no_thread(linked: Make, ca: Path, loop: RealLoop) -> None:
