@@ -117,7 +117,8 @@ def guest(tmp_path: Path, golden: Tuple[Path, Dict[str, Any]]) -> Iterator[Guest
 def test_it_takes_its_addresses_from_the_seed_and_obeys_the_power_button(guest: Guest) -> None:
     guest.boot()
     devices = [guest.device]
-    assert guest.processes.leftovers(guest.spec.vm, devices) == {"process", "interface"}
+    # Popen returns before the kernel has put the new program's arguments in place.
+    until(lambda: guest.processes.leftovers(guest.spec.vm, devices) == {"process", "interface"}, 10, "it is seen")
     until(lambda: guest.frames() > 0, BOOT_S, "it speaks by itself")
     until(lambda: guest.answers(V4), 10, "it answers in IPv4")
     until(lambda: guest.answers(V6), 10, "it answers in IPv6")
