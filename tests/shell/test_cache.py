@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Set
+from typing import Any, Set
 
 import pytest
 
@@ -72,6 +72,36 @@ def test_what_an_overlay_stands_on_never_goes(cached: Cached) -> None:
     with pytest.raises(Fault) as caught:
         cached.cache.evict(NAMES[0])
     assert caught.value.kind is FaultKind.BUSY
+
+
+@pytest.mark.parametrize("content", [b"", b"QFI\xfb", b"junk" * 100, "cut", "none"])
+def test_nothing_goes_while_nobody_knows_what_an_overlay_stands_on(cached: Cached, content: Any) -> None:
+    backing = str(cached.cache.path(NAMES[0])).encode()
+    header = b"QFI\xfb" + (3).to_bytes(4, "big") + (512).to_bytes(8, "big") + len(backing).to_bytes(4, "big")
+    if content == "cut":
+        content = header.ljust(512, b"\0") + backing[:-1]
+    overlay = cached.overlays / "vm.qcow2"
+    if content == "none":
+        overlay.mkdir()  # what root cannot read either
+    else:
+        overlay.write_bytes(content)
+    with pytest.raises(Fault, match="nobody knows what it stands on") as caught:
+        cached.cache.evict(NAMES[1])
+    assert caught.value.kind is FaultKind.BUSY
+    with pytest.raises(Fault, match="nobody knows what it stands on"):
+        cached.cache.room(SIZE)
+    cached.cache.forget(NAMES[1])
+    assert cached.names() == {NAMES[0], NAMES[2]} and cached.cache.path(NAMES[1]).exists()
+    overlay.rename(cached.folder / "elsewhere")
+    cached.cache.evict(NAMES[2])
+
+
+def test_an_overlay_in_the_making_or_without_a_backing_file_holds_nothing(cached: Cached) -> None:
+    (cached.overlays / "vm.qcow2.part").write_bytes(b"")
+    (cached.overlays / "gone.qcow2").symlink_to(cached.folder / "gone")
+    (cached.overlays / "flat.qcow2").write_bytes(b"QFI\xfb" + (3).to_bytes(4, "big") + bytes(500))
+    cached.cache.evict(NAMES[0])
+    assert NAMES[0] not in cached.names()
 
 
 def test_a_cache_of_images_in_use_is_full_and_loses_none(cached: Cached) -> None:

@@ -7,7 +7,8 @@ Rules
 2. `.part` and `.note` (part.py) are downloads to go on from; they go after `part_keep_s` without a new byte.
    `.made` is a conversion that was cut short; it goes at the start.
 3. When room is needed the file that was used longest ago goes first; never one that a wish names, that an overlay here
-   stands on (its header says so, whatever the store knows), or that is pinned.
+   stands on (its header says so, whatever the store knows), or that is pinned.  As long as an overlay's header cannot
+   be read nobody knows what it stands on, and nothing goes.
 4. When it was last used is the time of change of the `.json`: nobody rewrites it for that.
 
 Blocking, but for `has` and `entry`; may be used from several threads.
@@ -23,7 +24,7 @@ import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Tuple, Union
 
 from vmagent.core import walltime
 from vmagent.core.imagemodel import ImageFile
@@ -125,14 +126,16 @@ class Cache:
         with self._lock:
             if more > shelf.limit:
                 raise Fault(FaultKind.FULL, f"{more} bytes do not fit in images.cache.size_gib ({shelf.limit // GIB})")
+            doubt = self._stood_on()[1]
             for oldest in self._oldest_first():
                 if self._taken() + more <= shelf.limit and self._free() - more >= shelf.floor:
                     return
                 self._remove(oldest)
             if self._taken() + more > shelf.limit:
-                raise Fault(FaultKind.FULL, f"the image cache of {shelf.limit // GIB} GiB is full of images in use")
+                full = f"the image cache of {shelf.limit // GIB} GiB is full of images in use"
+                raise Fault(FaultKind.FULL, f"{full}{doubt}")
             if self._free() - more < shelf.floor:
-                floor = f"above the floor of {shelf.floor // GIB} GiB"
+                floor = f"above the floor of {shelf.floor // GIB} GiB{doubt}"
                 raise Fault(FaultKind.FULL, f"{more} bytes needed, {max(0, self._free() - shelf.floor)} free {floor}")
 
     def bound(self, sha512: str) -> int:
@@ -147,13 +150,15 @@ class Cache:
             if sha512 not in self._files:
                 raise Fault(FaultKind.GONE, f"no file {sha512} in the image cache")
             if sha512 in self._in_use():
-                raise Fault(FaultKind.BUSY, f"file {sha512} is pinned, or a VM stands on it")
+                doubt = self._stood_on()[1]
+                raise Fault(FaultKind.BUSY, f"file {sha512} is pinned, or a VM stands on it{doubt}")
             self._remove(sha512)
 
     def forget(self, sha512: str) -> None:
         """Its file is gone, or is not what it was: it is not used again.  It goes unless a VM stands on it."""
         with self._lock:
-            if sha512 in self._stood_on():
+            stood_on, doubt = self._stood_on()
+            if sha512 in stood_on or doubt:
                 self._files.pop(sha512, None)
             else:
                 self._remove(sha512)
@@ -193,16 +198,27 @@ class Cache:
         return sorted((one for one in self._files if one not in in_use), key=self._last_used)
 
     def _in_use(self) -> FrozenSet[str]:
-        return self._needed() | self._stood_on()
+        stood_on, doubt = self._stood_on()
+        return self._needed() | (frozenset(self._files) if doubt else stood_on)
 
-    def _stood_on(self) -> FrozenSet[str]:
-        """What the overlays here name as their backing file."""
-        found = set()
+    def _stood_on(self) -> Tuple[FrozenSet[str], str]:
+        """What the overlays here name as their backing file; and the first that does not say so, "" = all did.
+
+        One that is in the making, or was taken away meanwhile, is that of a wish, which names its image.
+        """
+        found, doubt = set(), ""
         for overlay in self._shelf.overlays.glob("*.qcow2*"):
-            behind = Path(backing_file(overlay))
+            try:
+                behind = Path(backing_file(overlay))
+            except FileNotFoundError:
+                continue
+            except (OSError, Fault) as error:
+                if overlay.suffix == ".qcow2":
+                    doubt = doubt or f"; {overlay} cannot be read, so nobody knows what it stands on: {_why(error)}"
+                continue
             if behind.parent == self._shelf.directory:
                 found.add(behind.stem)
-        return frozenset(found)
+        return frozenset(found), doubt
 
     def _taken(self) -> int:
         """Bytes of everything here; what others rename or remove meanwhile is gone, and counts no more."""
@@ -221,3 +237,7 @@ class Cache:
         self.path(sha512).unlink(missing_ok=True)
         self.path(sha512).with_suffix(".json").unlink(missing_ok=True)
         sync_directory(self._shelf.directory)
+
+
+def _why(error: Union[OSError, Fault]) -> str:
+    return error.detail if isinstance(error, Fault) else str(error.strerror)

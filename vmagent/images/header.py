@@ -32,8 +32,9 @@ _FORBIDDEN_EXTENSIONS = {_DATA_FILE: "an external data file", _ENCRYPTION: "an e
 _INCOMPATIBLE = {0: "not closed properly (dirty)", 1: "marked corrupt", 2: "an external data file"}
 _KNOWN_FEATURES = {0, 1, 2, 3, 4}  # 3: compression type, 4: extended L2 entries
 
+_QCOW2_MAGIC = b"QFI\xfb"
 _MAGICS: Tuple[Tuple[int, bytes, str], ...] = (
-    (0, b"QFI\xfb", "qcow2"),
+    (0, _QCOW2_MAGIC, "qcow2"),
     (0, b"KDMV", "vmdk"),
     (0, b"COWD", "vmdk"),
     (0, b"# Disk DescriptorFile", "vmdk"),
@@ -65,15 +66,22 @@ def content_of(head: bytes) -> str:
 
 
 def backing_file(path: Path) -> str:
-    """What a qcow2 file names as its backing file; "" = nothing, or it cannot be read."""
-    try:
-        head = path.open("rb").read(_HEAD)
-    except OSError:
-        return ""
-    if len(head) < _QCOW2.size or not head.startswith(b"QFI\xfb"):
-        return ""
-    _, _, at, length, _, _, _ = _QCOW2.unpack_from(head)
-    return head[at : at + min(length, _LONGEST_BACKING)].decode("utf-8", "replace") if at else ""
+    """What a qcow2 file names as its backing file; "" = it names none.
+
+    Errors: OSError.  Faults: UNKNOWN, when nobody can say: it is no qcow2 file, or ends before the name does.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+        if len(head) < _QCOW2.size or not head.startswith(_QCOW2_MAGIC):
+            raise Fault(FaultKind.UNKNOWN, "it has no qcow2 header")
+        _, _, at, length, _, _, _ = _QCOW2.unpack_from(head)
+        if not at:
+            return ""
+        file.seek(at)
+        name = file.read(min(length, _LONGEST_BACKING))
+    if not 0 < length <= _LONGEST_BACKING or len(name) < length:
+        raise Fault(FaultKind.UNKNOWN, "it ends before the name of its backing file does")
+    return name.decode("utf-8", "surrogateescape")
 
 
 def _refused(why: str) -> Fault:
