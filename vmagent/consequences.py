@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Dict, List, Mapping, Optional, Tuple
 
-from vmagent.core import events, plan, progress, revocation
+from vmagent.core import disks, events, plan, progress, revocation
 from vmagent.core.actions import Action, Do
 from vmagent.core.changes import Change, CommandRow, Publish, PutAudit, PutCommand, PutVm, SendReply
 from vmagent.core.imagemodel import ImageRecord
@@ -69,6 +69,14 @@ class Consequences:
         """Why this image is not trusted now; vo: for whom, None = for nobody in particular."""
         said = revocation.refused(image, self._world.revocations)
         return said or revocation.unendorsed(image, self._world.lists, self.policy.trust, now, vo)
+
+    def rivals(self, record: VmRecord) -> Tuple[VmRecord, ...]:
+        """Other wishes, as they are now, that name or have a volume of this one's."""
+        names = {disk.volume for disk in record.spec.disks if disk.volume}
+        if not names:
+            return ()
+        others = (one for one in self._world.records.values() if one.vm != record.vm)
+        return tuple(one for one in others if any(disk.volume in names for disk in disks.held_by((one,))))
 
     def of_plan(self, before: VmRecord, planned: plan.Plan, observed: Observed, now: Now) -> List[Change]:
         """Everything that adopting `planned` means."""

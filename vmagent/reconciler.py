@@ -179,7 +179,8 @@ class Reconciler:
     def _plan(self, record: VmRecord, observed: Observed) -> planning.Plan:
         now = self._clock.now()
         distrust = self._consequences.distrust(record.spec, now)
-        return planning.plan(record, observed, now, self._consequences.policy, distrust)
+        rivals = self._consequences.rivals(record)
+        return planning.plan(record, observed, now, self._consequences.policy, distrust, rivals)
 
     def _world_phase(self, vm: str) -> str:
         record = self._world.records.get(vm)

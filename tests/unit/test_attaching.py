@@ -12,7 +12,7 @@ from tests.support.world import World, settle, turn
 from vmagent.core import attaching, codec, disks, events, renewal, schemas
 from vmagent.core.actions import Action, Do
 from vmagent.core.commands import Command, Signer
-from vmagent.core.model import Disk, Seen, VmRecord
+from vmagent.core.model import Desired, Disk, Outcome, Seen, VmRecord, VolumeUse
 from vmagent.core.plan import gave_up, plan
 from vmagent.core.policy import Volume
 from vmagent.errors import Problem, Problems
@@ -139,3 +139,69 @@ def test_a_paused_guest_gets_it_when_it_runs_again() -> None:
     record = dataclasses.replace(attached(record), desired=b.record().desired)
     planned = turn(world, record, POLICY)
     assert planned.action is None or planned.action.do is not Do.ATTACH_DISK
+
+
+# -- who has the better right
+
+
+def two(first: Any = DATA, second: Any = DATA) -> Any:
+    """Two worlds with their wishes, the second accepted after the first, as no admission would have them."""
+    later = "2026-11-20T13:00:00.000Z"
+    specs = [b.spec(member=member, disks=(disk,)) for member, disk in enumerate((first, second))]
+    records = [b.record(spec=specs[0]), b.record(spec=specs[1], accepted_wall=later)]
+    return [World(spec) for spec in specs], records
+
+
+def planned_beside(world: World, record: VmRecord, rival: VmRecord) -> Any:
+    return plan(record, world.look(), world.now(), POLICY, rivals=(rival,))
+
+
+def test_of_two_starts_that_were_both_admitted_the_first_gets_it() -> None:
+    worlds, (first, second) = two()
+    assert planned_beside(worlds[0], first, second).record.journal.end_cause == ""
+    after = planned_beside(worlds[1], second, first).record
+    assert (after.journal.end_cause, after.desired) == ("start", Desired.STOP)
+    assert any(f"volume data is used by VM {first.vm}" in reason.why for reason in after.reasons)
+
+
+def test_a_guest_that_was_adopted_goes_before_a_start_that_was_accepted_earlier() -> None:
+    """The store was lost under it: what its tag says came after the start was admitted."""
+    worlds, (start, adopted) = two()
+    adopted = dataclasses.replace(adopted, journal=b.ran())
+    assert planned_beside(worlds[0], start, adopted).record.journal.end_cause == "start"
+    worlds[1].seen, worlds[1].disks = Seen.RUNNING, (DATA,)
+    after = planned_beside(worlds[1], adopted, start).record
+    assert after.spec.disks == (DATA,) and attaching.settled(after) and after.journal.end_cause == ""
+
+
+def test_a_guest_that_runs_goes_on_without_what_another_one_has() -> None:
+    world, record = running()
+    record = attached(record)
+    _, (other, _) = two()
+    other = dataclasses.replace(other, journal=b.ran(volumes=(VolumeUse(DATA, b.WALL),)))
+    planned = planned_beside(world, record, other)
+    assert (planned.record.spec.disks, planned.record.outcome) == ((), None)
+    assert planned.action is None or planned.action.do is not Do.ATTACH_DISK
+    assert other.vm in planned.record.journal.attach_failed
+    assert planned.record.generation == record.generation + 1
+    assert planned_beside(world, dataclasses.replace(record, desired=Desired.ABSENT), other).record.spec.disks
+
+
+def test_a_guest_keeps_what_it_has_whoever_else_wishes_for_it() -> None:
+    """Two that have it already: nothing is taken away from a guest that runs."""
+    world, record = running(disks=(DATA,))
+    _, (other, _) = two()
+    other = dataclasses.replace(other, accepted_wall="2020-01-01T00:00:00.000Z",
+                                journal=b.ran(volumes=(VolumeUse(DATA, b.WALL),)))
+    assert planned_beside(world, record, other).record.spec.disks == (DATA,)
+
+
+@pytest.mark.parametrize(("mine", "theirs", "stops"), [
+    (True, True, False), (True, False, True), (False, True, True),
+])
+def test_readers_share_and_what_has_ended_claims_nothing(mine: bool, theirs: bool, stops: bool) -> None:
+    disks_ = [dataclasses.replace(DATA, read_only=read_only) for read_only in (theirs, mine)]
+    worlds, (first, second) = two(*disks_)
+    assert bool(planned_beside(worlds[1], second, first).record.journal.end_cause) is stops
+    ended = dataclasses.replace(first, outcome=Outcome.FINISHED)
+    assert planned_beside(worlds[1], second, ended).record.journal.end_cause == ""

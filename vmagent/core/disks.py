@@ -4,7 +4,9 @@ Rules
 
 1. A path is the site's: a request names a volume, and its file is looked up when the domain is defined.
 2. Several VMs of this host may have one volume to read; who may write has it alone.  A VM has a volume from its
-   acceptance to its proven end.
+   acceptance to its proven end.  Decided at admission, and again at every step (`excluded`): with the store lost, VMs
+   that nobody remembered are adopted by their tags.  The better right is that of a guest that has it, then of one that
+   may, then of who was accepted first.
 3. A disk keeps its place for its whole life: the third disk is `vdc` with KVM and `xvdc` with Xen.  Guests had better
    look for its serial (`/dev/disk/by-id/virtio-SERIAL`): a volume's name, or `scratch-c`.
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from fnmatch import fnmatchcase
-from typing import Any, Iterable, Iterator, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple
 
 from vmagent.core.model import CDROM, SCRATCH, VOLUME, Disk, Owner, VmRecord, VmSpec, VolumeUse
 from vmagent.core.policy import Policy
@@ -114,6 +116,27 @@ def held_by(records: Iterable[VmRecord]) -> Iterator[Disk]:
         if record.outcome is None and not record.closed:
             yield from (disk for disk in record.spec.disks if disk.volume)
             yield from held(record)
+
+
+def excluded(record: VmRecord, others: Iterable[VmRecord]) -> Dict[Disk, str]:
+    """Volumes of its wish to which another VM has the better right, and that VM's id; never one that its guest has."""
+    wanted = {disk.volume: disk for disk in record.spec.disks if disk.volume}
+    found: Dict[Disk, str] = {}
+    for other in others:
+        for disk in held_by((other,)):
+            mine = wanted.get(disk.volume)
+            if mine is None or (mine.read_only and disk.read_only):
+                continue
+            claim = _claim(record, disk.volume)
+            if claim[0] and _claim(other, disk.volume) < claim:
+                found[mine] = other.vm
+    return found
+
+
+def _claim(record: VmRecord, volume: str) -> Tuple[int, str, str]:
+    """The smaller, the better."""
+    has = any(disk.volume == volume for disk in held(record))
+    return 0 if has else 1 if record.journal.may_have_run else 2, record.accepted_wall, record.vm
 
 
 def held(record: VmRecord) -> Iterator[Disk]:

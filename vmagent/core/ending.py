@@ -9,11 +9,11 @@ Our own cause goes before libvirt's reason: a guest destroyed at the end of its 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, FrozenSet, Mapping, Tuple
+from typing import Any, FrozenSet, Mapping, Optional, Tuple
 
 from vmagent.core import disks, lease, proof
 from vmagent.core.actions import Action, Do
-from vmagent.core.model import Desired, Journal, Now, Observed, Outcome, Reason, Seen, VmRecord
+from vmagent.core.model import Desired, Disk, Journal, Now, Observed, Outcome, Reason, Seen, VmRecord
 
 REASONS_KEPT = 20
 CAUSES: Mapping[str, Tuple[Outcome, str]] = {
@@ -112,7 +112,7 @@ def gave_up(record: VmRecord, action: Action, detail: str, now: Now) -> VmRecord
     if record.journal.limits_before is not None and action.do in proof.REPAIRS.values():
         return taken_back(record)
     if action.do is Do.ATTACH_DISK:
-        return _not_attached(record, action, detail)
+        return not_attached(record, action.disk, detail)
     unwanted = record.outcome is not None or record.desired in (Desired.STOP, Desired.ABSENT)
     if action.do not in START_STEPS or unwanted or record.journal.may_have_run:
         return record
@@ -120,13 +120,13 @@ def gave_up(record: VmRecord, action: Action, detail: str, now: Now) -> VmRecord
     return journaled(record, end_cause="start", ended_at=now.at, ended_boot=now.boot_id)
 
 
-def _not_attached(record: VmRecord, action: Action, detail: str) -> VmRecord:
-    """A disk that cannot be attached is not wished for any more: the guest goes on without it."""
-    kept = tuple(disk for disk in record.spec.disks if disk != action.disk)
+def not_attached(record: VmRecord, disk: Optional[Disk], why: str) -> VmRecord:
+    """A volume that cannot be attached is not wished for any more: the guest goes on without it."""
+    kept = tuple(one for one in record.spec.disks if one != disk)
     if kept == record.spec.disks:
         return record
     spec = dataclasses.replace(record.spec, disks=kept)
-    return journaled(dataclasses.replace(record, spec=spec, generation=record.generation + 1), attach_failed=detail)
+    return journaled(dataclasses.replace(record, spec=spec, generation=record.generation + 1), attach_failed=why)
 
 
 def taken_back(record: VmRecord) -> VmRecord:

@@ -16,15 +16,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Callable, Dict, Optional, Tuple
+from typing import Callable, Dict, Optional, Sequence, Tuple
 
-from vmagent.core import attaching, lease, proof, renewal, snapshotplan
+from vmagent.core import attaching, lease, premises, proof, renewal, snapshotplan
 from vmagent.core.actions import Action, Do
 from vmagent.core.alarms import Note, alarms, fresh_notes
 from vmagent.core.ending import because, begin_stop, begun, ended, gave_up, journaled, rebooted, rolled_back
-from vmagent.core.events import is_ready
 from vmagent.core.model import SCRATCH, Desired, Now, Observed, Seen, Tag, VmRecord
 from vmagent.core.policy import Policy
+from vmagent.core.premises import LIVE
 from vmagent.core.quota import cpu_limit
 from vmagent.core.revocation import Distrust
 from vmagent.core.snapshotmodel import is_file, layer_word
@@ -32,7 +32,6 @@ from vmagent.core.transitions import Facts, Step, step
 
 __all__ = ["Note", "Plan", "gave_up", "plan", "rolled_back", "tag_of"]
 
-LIVE = (Seen.RUNNING, Seen.PAUSED, Seen.STOPPING, Seen.STUCK)
 RESUMABLE = ("", "unknown", "user")
 """libvirt's reasons of a pause that can be ours; all others (ioerror, snapshot, save, dump...) are somebody else's."""
 BROKEN = ("ioerror", "crashed")
@@ -83,22 +82,27 @@ def tag_of(record: VmRecord, instance: str) -> Tag:
 
 
 def plan(
-    record: VmRecord, observed: Observed, now: Now, policy: Policy, distrust: Optional[Distrust] = None
+    record: VmRecord, observed: Observed, now: Now, policy: Policy, distrust: Optional[Distrust] = None,
+    rivals: Sequence[VmRecord] = (),
 ) -> Plan:
-    """The next step of one VM.  Pure and total.  distrust: why its image must not be started now."""
+    """The next step of one VM.  Pure and total.
+
+    distrust: why its image must not be started now; rivals: other wishes that name a volume of this one's.
+    """
     if record.closed:
         return Plan(record)
     before = record
-    record = _refused(record, distrust, now)
-    record, warnings = _time_passed(record, observed, now, policy)
-    record = _seen(record, observed, now)
+    record = premises.refused(record, distrust, now)
+    record, warnings = premises.time_passed(record, observed, now, policy)
+    record = premises.seen(record, observed, now)
+    record = premises.excluded(record, observed, rivals, now)
     facts = _facts(record, observed, now)
     following = step(record.desired, observed.domain.seen, facts)
     if following is Step.RENEW and distrust is not None:
-        record, following = begin_stop(record, "image", 0, now, _not_trusted(distrust)), Step.END
+        record, following = begin_stop(record, "image", 0, now, premises.not_trusted(distrust)), Step.END
     if following is Step.END:
         again = None if distrust else renewal.again(record, observed, now)
-        record = again or _keep(ended(record, observed, now), now)
+        record = again or premises.keep(ended(record, observed, now), now)
         facts = _facts(record, observed, now)
         following = step(record.desired, observed.domain.seen, facts)
     if following is Step.RENEW:
@@ -124,75 +128,6 @@ def _wake_at(record: VmRecord, observed: Observed, now: Now, policy: Policy, soo
 
 def _sooner(one: Optional[float], other: Optional[float]) -> Optional[float]:
     return min((at for at in (one, other) if at is not None), default=None)
-
-
-# -- what changes in the wish before any step is chosen
-
-
-def _refused(record: VmRecord, distrust: Optional[Distrust], now: Now) -> VmRecord:
-    """Nothing begins to run from an image that is not trusted; what ran already is revoking.py's."""
-    wanted = record.desired in (Desired.RUN, Desired.PAUSED)
-    if distrust is None or record.outcome is not None or record.journal.may_have_run or not wanted:
-        return record
-    return begin_stop(record, "start", 0, now, _not_trusted(distrust))
-
-
-def _not_trusted(distrust: Distrust) -> str:
-    return f"its image is not trusted: {distrust.problem.detail}"
-
-
-def _time_passed(record: VmRecord, observed: Observed, now: Now, policy: Policy) -> Tuple[VmRecord, Tuple[int, ...]]:
-    """Lease, start_by, keep and the host's reboot; with the warnings that are due."""
-    if record.outcome is not None:
-        return _keep(record, now), ()
-    if record.desired in (Desired.RUN, Desired.PAUSED):
-        record = _over(record, observed, now, policy)
-    elif record.desired is Desired.STOP and record.journal.stop_at is None:
-        record = journaled(record, stop_at=now.at, stop_boot=now.boot_id)
-    if not lease.runs_out(record):
-        return record, ()
-    due = lease.due_warnings(record, now, policy)
-    fresh = [s for s in due if s not in record.journal.warned_s]
-    return journaled(record, warned_s=due), tuple(fresh[-1:])
-
-
-def _over(record: VmRecord, observed: Observed, now: Now, policy: Policy) -> VmRecord:
-    """Ended by us, if its time is over."""
-    if rebooted(record, now) and (observed.domain.seen in LIVE or not record.journal.may_have_run):
-        return begin_stop(record, "reboot", 0, now, "host reboot: its lease cannot be counted any more")
-    if lease.too_late_to_start(record, now):
-        return begin_stop(record, "start", 0, now, f"not started within {record.spec.start_by_s} s")
-    if lease.expiring(record, now, policy):
-        return begin_stop(record, "lease", lease.grace_s(record, policy), now, f"lease of {record.lifetime_s} s ends")
-    return record
-
-
-def _keep(record: VmRecord, now: Now) -> VmRecord:
-    """After `keep_s` the disk of what ended goes too."""
-    if record.desired is Desired.ABSENT or not lease.kept_long_enough(record, now):
-        return record
-    return dataclasses.replace(record, desired=Desired.ABSENT)
-
-
-def _seen(record: VmRecord, observed: Observed, now: Now) -> VmRecord:
-    """What the observation itself settles in the journal."""
-    if record.outcome is not None:
-        return record
-    live = observed.domain.seen in (Seen.RUNNING, Seen.PAUSED)
-    if record.journal.limits_before is not None and live and not proof.drift(record.spec, observed):
-        record = journaled(record, limits_before=None)
-    if record.journal.may_have_run and observed.domain.seen in LIVE:
-        record = begun(record, now)  # a record out of a restored store may not know when: every VM has a lease
-    record = attaching.seen(record, observed, now)
-    if observed.domain.seen is not Seen.RUNNING:
-        return record
-    resumed = record.journal.paused_by == "resume"
-    overruled = record.journal.paused_by == "command" and record.desired is Desired.RUN
-    if resumed or overruled:
-        record = journaled(record, paused_by="")
-    if record.journal.ready_at is None and is_ready(record, observed):
-        record = journaled(record, ready_at=now.at)
-    return record
 
 
 def _facts(record: VmRecord, observed: Observed, now: Now) -> Facts:
