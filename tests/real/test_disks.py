@@ -30,6 +30,14 @@ sync
 echo $((lives + 1)) > /dev/vdc
 sync
 """
+# What it finds on the disk that is attached later goes to its report; its name takes the place of that.
+LATER = b"""#!/bin/sh
+until [ -b /dev/vdd ]; do sleep 1; done
+read -r found < /dev/vdd
+echo NAME > /dev/vdd
+echo "$found" > /dev/vdc
+sync
+"""
 MIB = 2**20
 BOOT_S = 120.0  # emulated, on a busy machine
 MODE = 0o666
@@ -37,13 +45,15 @@ MODE = 0o666
 
 @pytest.fixture
 def site(agent: Agent, tmp_path: Path) -> Iterator[Path]:
-    """Two volumes that QEMU's own user may open."""
-    for name in ("data", "reference"):
+    """Volumes that QEMU's own user may open."""
+    for name in ("data", "reference", "reports-1", "reports-2"):
         volume = tmp_path / f"{name}.raw"
         volume.write_bytes(b"0\n".ljust(2 * MIB, b"\0"))
         volume.chmod(MODE)
-    agent.config["volumes"] = {"data": {"path": str(tmp_path / "data.raw"), "writable": True},
-                               "reference": {"path": str(tmp_path / "reference.raw")}}
+    agent.config["volumes"] = {
+        name: {"path": str(tmp_path / f"{name}.raw"), "writable": name != "reference"}
+        for name in ("data", "reference", "reports-1", "reports-2")
+    }
     agent.config["limits"]["disk_gib"] = 3
     agent.start()
     yield tmp_path
@@ -144,3 +154,44 @@ def test_killed_in_a_restart_it_runs_once_from_a_fresh_disk(
     assert len(qemu_pids(vm)) == 1
     controller.reply(controller.send("vm.kill", {"vms": [vm]}), "done")
     assert start_of(site / "data.raw") == b"2"
+
+
+def reporting(controller: Controller, number: int) -> str:
+    """A guest that waits for a disk."""
+    script = base64.b64encode(LATER.replace(b"NAME", b"guest-%d" % number)).decode()
+    vm = vm_of(controller.send("vm.start", args(user_data=script, disks=[{"volume": f"reports-{number}"}])))
+    controller.wait_phase(vm, "ready", BOOT_S)
+    return vm
+
+
+def used(controller: Controller, vm: str) -> Any:
+    """When it had the volume, as accounting reads it."""
+    (use,) = [one for one in controller.states(vm)[-1]["volumes"] if one["volume"] == "data"]
+    return use["attached_at"], use["detached_at"]
+
+
+def test_attached_to_a_running_guest_and_then_to_another_which_reads_what_the_first_wrote(
+    site: Path, agent: Agent, controller: Controller
+) -> None:
+    first, second = reporting(controller, 1), reporting(controller, 2)
+    agent.kill9()
+    agent.start(crash_at="after-attach-disk")  # the guest has it, and nobody wrote that down
+    command = controller.send("vm.attach", {"vms": [first], "volume": "data"})
+    agent.crashed(60)
+    agent.start()
+    controller.reply(command, "done", 60)
+    attached_at, detached_at = used(controller, first)
+    assert attached_at and not detached_at
+    until(lambda: start_of(site / "reports-1.raw") == b"0", BOOT_S, "the first guest reads it")
+    assert start_of(site / "data.raw") == b"guest-1"
+    refused = controller.reply(controller.send("vm.attach", {"vms": [second], "volume": "data"}))
+    assert refused["problem"]["type"] == "volume-in-use"
+    controller.reply(controller.send("vm.detach", {"vms": [first], "volume": "data"}), "done", 60)
+    attached_at, detached_at = used(controller, first)
+    assert attached_at < detached_at
+    controller.reply(controller.send("vm.attach", {"vms": [second], "volume": "data"}), "done", 60)
+    until(lambda: start_of(site / "reports-2.raw") == b"guest-1", BOOT_S, "the second guest reads what the first wrote")
+    until(lambda: start_of(site / "data.raw") == b"guest-2", 20, "the second guest writes")
+    assert used(controller, second)[0] >= detached_at
+    assert {len(qemu_pids(vm)) for vm in (first, second)} == {1}
+    controller.reply(controller.send("vm.kill", {"all": True}), "done")

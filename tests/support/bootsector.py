@@ -1,5 +1,7 @@
-"""A guest of 512 bytes that is never idle: every vCPU loops, and the first reads a sector again and again, so that
-QEMU's own threads are busy too.
+"""Guests of 512 bytes.
+
+BUSY is never idle: every vCPU loops, and the first reads a sector again and again, so that QEMU's own threads are busy
+too.
 
     cli; xor %ax,%ax; mov %ax,%ds; mov %ax,%es; mov %ax,%ss; mov $0x7c00,%sp; mov %dl,drive
     lgdt gdtr; mov %cr0,%eax; or $1,%al; mov %eax,%cr0; mov $8,%bx; mov %bx,%ds; and $0xfe,%al; mov %eax,%cr0
@@ -11,6 +13,12 @@ QEMU's own threads are busy too.
     movl $0x000c4608,(%edi); dec %dx; jnz 1b    # start at 0x8000
     sti
  3: mov $0x0201,%ax; mov $1,%cx; xor %dh,%dh; mov drive,%dl; mov $0x8200,%bx; int $0x13; jmp 3b
+
+EJECTS does all that a guest has to do when a device is taken away from a machine of type `pc`: it reads which slots are
+asked for and ejects them (QEMU's docs/specs/acpi_pci_hotplug).
+
+    cli; xor %eax,%eax; mov $0xae10,%dx; out %eax,(%dx)                         # the root bus
+ 1: mov $0xae04,%dx; in (%dx),%eax; mov $0xae08,%dx; out %eax,(%dx); jmp 1b
 """
 
 from __future__ import annotations
@@ -21,4 +29,6 @@ _CODE = bytes.fromhex(
     "92cf000f00657c0000"
 )
 BUSY = _CODE + bytes(510 - len(_CODE)) + b"\x55\xaa"
+_EJECT = bytes.fromhex("fa6631c0ba10ae66efba04ae66edba08ae66efebf4")
+EJECTS = _EJECT + bytes(510 - len(_EJECT)) + b"\x55\xaa"
 DISK_BYTES = 2 * 2**20  # SeaBIOS reads nothing from a disk of less than about one MiB

@@ -12,8 +12,20 @@ from tests.support.fake_jobs import FakeJobs
 from vmagent.core import quota
 from vmagent.core.actions import Action, Do
 from vmagent.core.disks import letter
+from vmagent.core.diskxml import PoolVolume, Source
 from vmagent.core.identity import domain_name
-from vmagent.core.model import CpuLimit, Disk, DiskIo, DomainSeen, ForeignSeen, HostSeen, HypervisorInfo, Seen, Tag
+from vmagent.core.model import (
+    CpuLimit,
+    Disk,
+    DiskIo,
+    DomainSeen,
+    ForeignSeen,
+    HostSeen,
+    HypervisorInfo,
+    Seen,
+    Tag,
+    VmSpec,
+)
 from vmagent.errors import Fault, FaultKind
 
 LIVE = (Seen.RUNNING, Seen.PAUSED, Seen.STOPPING)
@@ -58,11 +70,14 @@ class FakeHypervisor:
         seconds: Callable[[], float] = lambda: 1000.0,
         cpu_caps: bool = True,
         disk_io: bool = True,
+        sources: Callable[[VmSpec], Tuple[Source, ...]] = lambda spec: (),
     ) -> None:
         self._instance = instance
         self._seconds = seconds
         self._cpu_caps = cpu_caps
         self._disk_io = disk_io
+        self._sources = sources
+        self._pools: Dict[str, Optional[Tuple[str, ...]]] = {}  # name -> its volumes; None = not active
         self._connected = False
         self._since = seconds()
         self._on_hint: Callable[[Optional[str]], None] = lambda vm: None
@@ -151,6 +166,16 @@ class FakeHypervisor:
     def foreign(self, uuid: str, name: str, tag: Optional[Tag] = None) -> None:
         self.domains[uuid] = FakeDomain(uuid, name, tag)
 
+    def pool(self, name: str, *volumes: str, active: bool = True) -> None:
+        self._pools[name] = volumes if active else None
+
+    def opened(self, vm: str, path: str) -> List[bool]:
+        """How this file is open in the guest's QEMU: read-only or not."""
+        domain = self.domains[vm]
+        assert domain.tag is not None
+        sources = self._sources(dataclasses.replace(domain.tag.spec, disks=domain.disks))
+        return [disk.read_only for disk, source in zip(domain.disks, sources) if getattr(source, "path", "") == path]
+
     def suspend(self, vm: str) -> None:
         self._becomes(vm, Seen.PAUSED, "user")
 
@@ -216,6 +241,7 @@ class FakeHypervisor:
             raise Fault(FaultKind.REFUSED, "not-supported-here: no CPU caps")
         if not self._disk_io and wanted.disk_io != DiskIo():
             raise Fault(FaultKind.REFUSED, "not-supported-here: no limits of disks")
+        self._locate(action.spec.disks, action.spec)
         name = domain_name(action.vm)
         if domain is None and any(other.name == name for other in self.domains.values()):
             raise Fault(FaultKind.REFUSED, f"foreign: another domain is named {name}")
@@ -228,9 +254,12 @@ class FakeHypervisor:
 
     def _start_paused(self, domain: FakeDomain, action: Action) -> None:
         if domain.seen not in LIVE:
+            wanted = domain.tag.spec.disks if domain.tag else ()
+            if self._locked(domain, wanted):
+                raise Fault(FaultKind.UNKNOWN, "failed to get a lock on a volume")
             domain.fresh = True
             domain.devices = tuple(interface.device for interface in action.spec.interfaces)
-            domain.disks = domain.tag.spec.disks if domain.tag else ()
+            domain.disks = wanted
             domain.seen, domain.reason = Seen.PAUSED, "user"
 
     def _apply_cpu(self, domain: FakeDomain, action: Action) -> None:
@@ -245,12 +274,34 @@ class FakeHypervisor:
         domain.disk_io = action.spec.limits.disk_io
 
     def _attach_disk(self, domain: FakeDomain, action: Action) -> None:
-        if action.disk is not None and action.disk not in domain.disks:
-            domain.disks = (*domain.disks, action.disk)
+        disk = action.disk
+        if disk is None or disk in domain.disks:
+            return
+        if letter(disk) in map(letter, domain.disks):
+            raise Fault(FaultKind.REFUSED, "another disk has its place")
+        self._locate((disk,), action.spec)
+        if self._locked(domain, (disk,)):
+            raise Fault(FaultKind.REFUSED, "failed to get a lock on it")
+        domain.disks = (*domain.disks, disk)
+
+    def _locate(self, wanted: Tuple[Disk, ...], spec: VmSpec) -> None:
+        """Volumes of storage pools are there, and their pools are active."""
+        for disk, source in zip(spec.disks, self._sources(spec)):
+            pooled = disk in wanted and isinstance(source, PoolVolume)
+            if pooled and source.volume not in (self._pools.get(source.pool) or ()):
+                raise Fault(FaultKind.REFUSED, f"volume {source.name}: no such volume in an active pool")
+
+    def _locked(self, domain: FakeDomain, wanted: Tuple[Disk, ...]) -> bool:
+        """Whether another guest has one of these in a way that excludes this one's; of scratch disks all are alone."""
+        held = [disk for other in self.domains.values() if other is not domain and other.seen in LIVE
+                for disk in other.disks if disk.volume]
+        return any(one.volume == disk.volume and not (one.read_only and disk.read_only)
+                   for disk in wanted if disk.volume for one in held)
 
     def _detach_disk(self, domain: FakeDomain, action: Action) -> None:
-        if domain.uuid not in self.deaf:
-            domain.disks = tuple(disk for disk in domain.disks if disk != action.disk)
+        if domain.seen in LIVE and domain.uuid in self.deaf and action.disk in domain.disks:
+            raise Fault(FaultKind.UNKNOWN, "the guest has not let go of it")
+        domain.disks = tuple(disk for disk in domain.disks if disk != action.disk)
 
     def _resume(self, domain: FakeDomain, action: Action) -> None:
         if domain.seen not in (Seen.PAUSED, Seen.RUNNING):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import tempfile
 import uuid
 from pathlib import Path
-from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Optional, Sequence
+from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple
 
 import libvirt
+import libvirt_qemu
 
 from tests.support import bootsector, building
 from tests.support.fake_hypervisor import FakeHypervisor
@@ -17,9 +19,10 @@ from tests.support.loop import RealLoop
 from vmagent.config import HypervisorSettings
 from vmagent.core import quota
 from vmagent.core.actions import Action, Do
+from vmagent.core.diskxml import DiskSource, PoolVolume, Source
 from vmagent.core.domainxml import IOTUNE, NAMESPACE, PREFIX, tag_xml
 from vmagent.core.identity import domain_name
-from vmagent.core.model import CpuLimit, DiskIo, Tag, VmSpec
+from vmagent.core.model import CpuLimit, Disk, DiskIo, Tag, VmSpec
 from vmagent.hypervisor.adapter import Libvirt
 from vmagent.hypervisor.perform import Paths
 from vmagent.hypervisor.session import event_loop
@@ -36,10 +39,21 @@ def settings(uri: str, **kw: Any) -> HypervisorSettings:
     return HypervisorSettings(**members)
 
 
+class Volumes:
+    """The site's data volumes, as a port is told of them: the same registry for every port."""
+
+    def __init__(self) -> None:
+        self.sources: Dict[str, Source] = {}
+
+    def of(self, spec: VmSpec) -> Tuple[Source, ...]:
+        return tuple(self.sources[disk.volume] for disk in spec.disks)
+
+
 class Disks:
     """Small real images in a folder that QEMU's user can reach; boot: the golden image's first sector."""
 
-    def __init__(self, boot: bytes = b"") -> None:
+    def __init__(self, volumes: Volumes, boot: bytes = b"") -> None:
+        self.volumes = volumes
         self.folder = Path(tempfile.mkdtemp(prefix="vmagent-disks-"))
         self.folder.chmod(0o755)
         self.golden = self.folder / "golden.qcow2"
@@ -48,7 +62,8 @@ class Disks:
         subprocess.run(["qemu-img", "convert", "-O", "qcow2", str(raw), str(self.golden)], check=True)
 
     def paths(self, spec: VmSpec) -> Paths:
-        return Paths(str(self.folder / f"{spec.vm}.qcow2"), str(self.folder / f"{spec.vm}.iso"), str(self.golden))
+        overlay, seed = (str(self.folder / f"{spec.vm}.{kind}") for kind in ("qcow2", "iso"))
+        return Paths(overlay, seed, str(self.golden), self.volumes.of(spec))
 
     def make(self, spec: VmSpec) -> None:
         paths = self.paths(spec)
@@ -64,12 +79,14 @@ class Disks:
 class Rig:
     """One port, started, and everything a contract test needs around it."""
 
-    def __init__(self, port: Any, outside: Any, loop: RealLoop, cpu_caps: bool, disks: Optional[Disks] = None) -> None:
+    def __init__(self, port: Any, outside: Any, loop: RealLoop, cpu_caps: bool, volumes: Volumes,
+                 disks: Optional[Disks] = None) -> None:
         self.port = port
         self.outside = outside
         self.loop = loop
         self.cpu_caps = cpu_caps
         self.disks = disks
+        self.volumes = volumes
         self.hints: List[Optional[str]] = []
         self.connections: List[bool] = []
         self._specs: List[VmSpec] = []
@@ -90,6 +107,20 @@ class Rig:
             self.disks.make(spec)
         self._specs.append(spec)
         return spec
+
+    def volume(self, name: str, place: int = 2, read_only: bool = False, mode: int = 0o666) -> Disk:
+        """A data volume that the site allows; its file exists where the port needs one."""
+        path = Path("/nowhere", f"{name}.raw") if self.disks is None else self.disks.folder / f"{name}.raw"
+        if self.disks is not None and not path.exists():
+            path.write_bytes(bytes(2**20))
+            path.chmod(mode)
+        self.volumes.sources.setdefault(name, DiskSource(str(path), "raw"))
+        return Disk("volume", place, volume=name, read_only=read_only)
+
+    def pool_volume(self, name: str, pool: str, volume: str) -> Disk:
+        """The same, as a volume of a storage pool, whether that has it or not."""
+        self.volumes.sources[name] = PoolVolume(name, pool, volume, "raw")
+        return Disk("volume", 2, volume=name)
 
     def tag(self, spec: VmSpec, **kw: Any) -> Tag:
         return building.tag(building.record(spec=spec), **{"instance": INSTANCE, **kw})
@@ -128,6 +159,7 @@ class Outside:
         self.conn = libvirt.open(uri)
         self._type = domain_type
         self._made: List[str] = []
+        self._pools: List[Any] = []
 
     def foreign(self, uuid: str, name: str, tag: Optional[Tag] = None) -> None:
         domain = self.conn.defineXML(
@@ -140,6 +172,25 @@ class Outside:
 
     def domain(self, vm: str) -> Any:
         return self.conn.lookupByUUIDString(vm)
+
+    def pool(self, name: str, *volumes: str, active: bool = True) -> None:
+        """A storage pool in a folder of its own, with these volumes of 1 MiB in it."""
+        folder = Path(tempfile.mkdtemp(prefix="vmagent-pool-"))
+        folder.chmod(0o755)
+        target = f"<target><path>{folder}</path><permissions><mode>0755</mode></permissions></target>"
+        pool = self.conn.storagePoolDefineXML(f"<pool type='dir'><name>{name}</name>{target}</pool>")
+        self._pools.append((pool, folder))
+        pool.create()
+        for volume in volumes:
+            pool.createXML(f"<volume><name>{volume}</name><capacity>{2**20}</capacity><target><format type='raw'/>"
+                           "<permissions><mode>0666</mode></permissions></target></volume>")
+        if not active:
+            pool.destroy()
+
+    def opened(self, vm: str, path: str) -> List[bool]:
+        """How QEMU has this file open: read-only or not, for every node of its block layer."""
+        nodes = libvirt_qemu.qemuMonitorCommand(self.domain(vm), '{"execute": "query-named-block-nodes"}', 0)
+        return [node["ro"] for node in json.loads(nodes)["return"] if node["file"] == path]
 
     def suspend(self, vm: str) -> None:
         self.domain(vm).suspend()
@@ -180,6 +231,11 @@ class Outside:
             except libvirt.libvirtError as error:
                 if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
                     raise
+        for pool, folder in self._pools:
+            if pool.isActive():
+                pool.destroy()
+            pool.undefine()
+            shutil.rmtree(folder, ignore_errors=True)
         self.conn.close()
 
 
@@ -205,15 +261,15 @@ def nobody_halted(vms: Sequence[str]) -> FrozenSet[str]:
 
 
 def fake() -> Rig:
-    loop = RealLoop()
-    port = FakeHypervisor(INSTANCE, loop.seconds)
-    return Rig(port, FakeOutside(port), loop, cpu_caps=True)
+    loop, volumes = RealLoop(), Volumes()
+    port = FakeHypervisor(INSTANCE, loop.seconds, sources=volumes.of)
+    return Rig(port, FakeOutside(port), loop, True, volumes)
 
 
 def built_in() -> Rig:
-    loop = RealLoop()
-    port = Libvirt(settings("test:///default"), INSTANCE, no_disks, loop, nobody_halted)
-    return Rig(port, Outside("test:///default", "test"), loop, cpu_caps=False)
+    loop, volumes = RealLoop(), Volumes()
+    port = Libvirt(settings("test:///default"), INSTANCE, lambda spec: no_disks(spec, volumes), loop, nobody_halted)
+    return Rig(port, Outside("test:///default", "test"), loop, False, volumes)
 
 
 def begun(rig: Rig) -> Iterator[Rig]:
@@ -225,17 +281,18 @@ def begun(rig: Rig) -> Iterator[Rig]:
         rig.end()
 
 
-def no_disks(spec: VmSpec) -> Paths:
-    return Paths(f"/nowhere/{spec.vm}.qcow2", f"/nowhere/{spec.vm}.iso", "/nowhere/golden.qcow2")
+def no_disks(spec: VmSpec, volumes: Volumes) -> Paths:
+    overlay, seed = (f"/nowhere/{spec.vm}.{kind}" for kind in ("qcow2", "iso"))
+    return Paths(overlay, seed, "/nowhere/golden.qcow2", volumes.of(spec))
 
 
 def qemu(
     uri: str, halted: Callable[[Sequence[str]], FrozenSet[str]] = nobody_halted, boot: bytes = b"", **kw: Any
 ) -> Rig:
     loop = RealLoop()
-    disks = Disks(boot)
+    disks = Disks(Volumes(), boot)
     port = Libvirt(settings(uri, **kw), INSTANCE, disks.paths, loop, halted)
-    return Rig(port, Outside(uri, "qemu"), loop, cpu_caps=True, disks=disks)
+    return Rig(port, Outside(uri, "qemu"), loop, True, disks.volumes, disks)
 
 
 def qemu_pid(vm: str, folder: Path = Path("/run/libvirt/qemu")) -> int:

@@ -15,6 +15,7 @@ from cryptography.x509.oid import NameOID
 
 from vmagent import configfile
 from vmagent.config import Config
+from vmagent.core.policy import Volume
 from vmagent.errors import Fault, FaultKind
 from vmagent.local import doctor
 from vmagent.local.doctor import Level, Result
@@ -33,13 +34,14 @@ class FakeHost:
 
     files: Dict[str, bytes]
     owners: Dict[str, Owned]
-    says: Dict[str, Any]  # first word of a command -> output, or the Fault it ends with
+    says: Dict[str, Any]  # first word of a command -> output, the Fault it ends with, or what gives one of them
     brokers: Dict[str, Any]  # URL -> end of validity, None, or the OSError
     free: Optional[float] = 100.0
     read_only: bool = False
 
     def run(self, *argv: str) -> str:
         said = self.says.get(argv[0], REFUSED)
+        said = said(argv) if callable(said) else said
         if isinstance(said, Fault):
             raise said
         return str(said)
@@ -162,8 +164,9 @@ def test_a_healthy_host_is_ok_throughout(config: Config, host: FakeHost) -> None
 
 def test_identifiers_are_unique_and_stable() -> None:
     assert [check.id for check in doctor.CHECKS] == [
-        "agent", "socket", "store", "disk", "images", "libvirt", "kvm", "virtualisation", "cgroups", "scopes",
-        "bridges", "broker", "nft", "guard", "bridge-netfilter", "tc", "certificate", "passcode", "ca", "crl", "clock",
+        "agent", "socket", "store", "disk", "images", "directories", "volumes", "libvirt", "kvm", "virtualisation",
+        "cgroups", "scopes", "bridges", "broker", "nft", "guard", "bridge-netfilter", "tc", "certificate", "passcode",
+        "ca", "crl", "clock",
     ]  # fmt: skip
 
 
@@ -393,3 +396,104 @@ def test_the_real_host_answers_without_harm(config: Config, tmp_path: Path) -> N
     assert here.list(tmp_path) and list(here.list(tmp_path / "none")) == []
     assert here.free_gib(tmp_path / "not/yet/there") is not None
     assert here.exists(file) and not here.exists(tmp_path / "none")
+
+
+# -- what QEMU's user may open
+
+VOLUME = Volume("data", "/srv/data/disk.raw", writable=True)
+POOLED = Volume("pooled", pool="p", volume="v.raw")
+
+
+class Rights:
+    """`runuser -u USER -- test -WAY PATH`: users that exist, and what is closed to them."""
+
+    def __init__(self, *closed: str, users: Sequence[str] = ("libvirt-qemu",)) -> None:
+        self.closed, self.users = closed, users
+
+    def __call__(self, argv: Sequence[str]) -> Any:
+        dash, user, _, test, way, path = argv[1:]
+        assert (dash, test) == ("-u", "test")
+        return "" if user in self.users and f"{way} {path}" not in self.closed else REFUSED
+
+
+def offering(config: Config, *volumes: Volume) -> Config:
+    return with_(config, "policy", volumes={volume.name: volume for volume in volumes})
+
+
+def volumes_of(config: Config, host: FakeHost, *closed: str, **kw: Any) -> Result:
+    host.files["/srv/data/disk.raw"] = b""
+    host.says["runuser"] = Rights(*closed, **kw)
+    return examined(offering(config, VOLUME), host)["volumes"]
+
+
+@pytest.mark.parametrize(("closed", "text", "mend"), [
+    ("-x /srv/data", "may not pass through /srv/data", "setfacl -m u:libvirt-qemu:x /srv/data"),
+    ("-x /srv", "may not pass through /srv", "setfacl -m u:libvirt-qemu:x /srv"),
+    ("-r /srv/data/disk.raw", "may not read /srv/data/disk.raw", "setfacl -m u:libvirt-qemu:rw /srv/data/disk.raw"),
+    ("-w /srv/data/disk.raw", "may not write /srv/data/disk.raw", "u:libvirt-qemu:rw"),
+])
+def test_a_volume_that_qemu_may_not_open(config: Config, host: FakeHost, closed: str, text: str, mend: str) -> None:
+    result = volumes_of(config, host, closed)
+    assert result.level is Level.FAIL and text in result.text and mend in result.mend, result
+
+
+def test_volumes_that_qemu_may_open(config: Config, host: FakeHost) -> None:
+    assert volumes_of(config, host).level is Level.OK
+    assert "libvirt-qemu may open them all" in volumes_of(config, host).text
+    read_only = offering(config, dataclasses.replace(VOLUME, writable=False))
+    host.says["runuser"] = Rights("-w /srv/data/disk.raw")
+    assert examined(read_only, host)["volumes"].level is Level.OK
+    del host.files["/srv/data/disk.raw"]
+    assert "does not exist" in examined(read_only, host)["volumes"].text
+
+
+def test_the_user_is_whom_libvirt_was_told(config: Config, host: FakeHost) -> None:
+    host.files["/etc/libvirt/qemu.conf"] = b'#user = "nobody"\nuser = "vms"\n'
+    result = volumes_of(config, host, "-r /srv/data/disk.raw", users=("vms", "qemu"))
+    assert "vms may not read" in result.text
+    host.files["/etc/libvirt/qemu.conf"] = b'user = "+0"\n'
+    assert volumes_of(config, host, "-r /srv/data/disk.raw", users=()).level is Level.OK
+
+
+def test_what_cannot_be_tried_is_unknown_and_never_ok(config: Config, host: FakeHost) -> None:
+    result = volumes_of(config, host, users=())
+    assert result.level is Level.UNKNOWN and "as root" in result.mend
+    host.says["runuser"] = lambda argv: HUNG if "-r" in argv else ""
+    hung = examined(offering(config, VOLUME), host)["volumes"]
+    assert hung.level is Level.UNKNOWN and "no end within" in hung.text
+
+
+def test_a_volume_of_a_storage_pool_is_where_libvirt_says(config: Config, host: FakeHost) -> None:
+    host.files["/pools/p/v.raw"] = b""
+    host.says["runuser"] = Rights("-r /pools/p/v.raw")
+    host.says["virsh"] = lambda argv: "/pools/p/v.raw\n" if "--pool=p" in argv and "--vol=v.raw" in argv else REFUSED
+    result = examined(offering(config, POOLED), host)["volumes"]
+    assert result.level is Level.FAIL and "/pools/p/v.raw" in result.text
+    host.says["virsh"] = REFUSED
+    result = examined(offering(config, POOLED), host)["volumes"]
+    assert result.level is Level.FAIL and "virsh pool-start p" in result.mend
+
+
+OVERLAYS = "/var/lib/vmagent/overlays"
+
+
+@pytest.mark.parametrize(("owned", "closed", "mend"), [
+    (Owned("libvirt-qemu", "kvm", 0o711), (), f"chown root: {OVERLAYS}"),
+    (Owned("root", "root", 0o777), (), f"chmod go-w {OVERLAYS}"),
+    (Owned("root", "root", 0o700), (f"-x {OVERLAYS}",), f"chmod o+x {OVERLAYS}"),
+])
+def test_a_directory_with_the_wrong_owner_or_mode(
+    config: Config, host: FakeHost, owned: Owned, closed: Sequence[str], mend: str
+) -> None:
+    host.owners[OVERLAYS], host.says["runuser"] = owned, Rights(*closed)
+    result = examined(config, host)["directories"]
+    assert result.level is Level.FAIL and result.mend == mend, result
+    if closed:
+        host.says["runuser"] = REFUSED  # nobody can act as that user: the mode tells
+        assert examined(config, host)["directories"].mend == mend
+
+
+def test_directories_as_they_should_be(config: Config, host: FakeHost) -> None:
+    assert "when the agent starts" in examined(config, host)["directories"].text
+    host.owners[OVERLAYS], host.says["runuser"] = Owned("root", "root", 0o711), Rights()
+    assert examined(config, host)["directories"].text == "1 directories, all as they should be"

@@ -190,13 +190,20 @@ def networks(values: Values) -> Iterator[Complaint]:
 
 
 def volumes(values: Values) -> Iterator[Complaint]:
-    """Who may write has a volume alone, so one file must not have two names."""
-    names: Dict[str, str] = {}
+    """It is in one place; and who may write has a volume alone, so what is in one place must not have two names."""
+    names: Dict[Tuple[str, str], str] = {}
     for name, settings in values["volumes"].items():
-        path = os.path.normpath(settings["path"])
-        other = names.setdefault(path, name)
+        at: Parts = ("volumes", name)
+        pool, volume = settings["pool"], settings["volume"]
+        if bool(settings["path"]) == bool(pool or volume) or bool(pool) != bool(volume):
+            yield Complaint(at, "is not in one place", "either path, or pool and volume")
+            continue
+        where = (pool, volume) if pool else ("", os.path.normpath(settings["path"]))
+        other = names.setdefault(where, name)
         if other != name:
-            yield Complaint(("volumes", name, "path"), f"{path} is volume {other} already", "one name for each file")
+            told = f"{volume} of pool {pool}" if pool else where[1]
+            at = (*at, "volume" if pool else "path")
+            yield Complaint(at, f"{told} is volume {other} already", "one name for each")
 
 
 CHECKS: Tuple[Tuple[Tuple[Tuple[str, ...], ...], Check], ...] = (

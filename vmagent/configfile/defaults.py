@@ -63,7 +63,8 @@ def accepted(setting: Schema) -> str:
         return " | ".join(setting["enum"])
     kinds = setting.get("type", "object")
     kinds = [kinds] if isinstance(kinds, str) else list(kinds)
-    words = {"integer": "a whole number", "number": "a number", "string": "a text", "array": "a list", "null": "null"}
+    words = {"integer": "a whole number", "number": "a number", "string": "a text", "array": "a list", "null": "null",
+             "boolean": "true or false"}
     told = [words.get(kind, "settings") for kind in kinds]
     if "minimum" in setting:
         told[0] += f", {setting['minimum']} to {setting['maximum']}"

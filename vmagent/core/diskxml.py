@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
-from typing import Sequence
+from typing import Sequence, Union
 from xml.etree.ElementTree import Element
 
 from vmagent.core import disks
@@ -39,6 +39,19 @@ class DiskSource:
     path: str
     format: str  # raw | qcow2
     block: bool = False  # a block device, not a file
+
+
+@dataclass(frozen=True)
+class PoolVolume:
+    """A volume of a storage pool of libvirt's, which alone knows where its bytes are."""
+
+    name: str  # the site's name of it
+    pool: str
+    volume: str  # its name in the pool
+    format: str  # raw | qcow2
+
+
+Source = Union[DiskSource, PoolVolume]
 
 
 def own_disks(devices: Element, spec: VmSpec, profile: Profile, overlay: str, seed: str, golden: str) -> None:
@@ -103,6 +116,11 @@ def disk_xml(domain: str, target: str) -> str:
     except ElementTree.ParseError as error:
         raise ValueError(f"not a domain: {error}") from None
     return ""
+
+
+def serial_in(disk: str) -> str:
+    """The serial of a <disk> as libvirt gave it; "" = it has none."""
+    return ElementTree.fromstring(disk).findtext("serial", "")
 
 
 def target(disk: Disk, profile: Profile) -> str:

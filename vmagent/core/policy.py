@@ -200,16 +200,19 @@ class TrustPolicy:
 
 @dataclass(frozen=True)
 class Volume:
-    """A data volume of the site: its file or block device, which stays the site's.
+    """A data volume of the site, which stays the site's.  Either path is given, or pool and volume.
 
-    vos: shell-style patterns of VOs that may have it.
+    path: its file or block device; pool, volume: a storage pool of libvirt's and its name there; vos: shell-style
+    patterns of VOs that may have it.
     """
 
     name: str
-    path: str
+    path: str = ""
     format: str = "raw"  # raw | qcow2
     writable: bool = False
     vos: Tuple[str, ...] = ("*",)
+    pool: str = ""
+    volume: str = ""  # its name in the pool
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ OBSERVE_DEADLINE_S = 15.0
 OBSERVE_ALL_DEADLINE_S = 60.0
 # Quick calls that enter the QEMU monitor.
 MONITOR = frozenset({Do.RESUME, Do.PAUSE, Do.SHUTDOWN, Do.REBOOT, Do.APPLY_DISK_IO})
+# Those that wait for the guest too, and so have their own deadline.
+PATIENT = frozenset({Do.ATTACH_DISK, Do.DETACH_DISK})
 EVERYTHING = "*"
 # Of a core.  Measured with vCPUs that never rest: at 5 percent a monitor answers in 1.5 s, at 3 in up to 11 s, at 1 in
 # up to 9 s, whatever the period; above this one, as without a cap.
@@ -131,9 +133,9 @@ class Libvirt:
         if action.do is Do.DESTROY:
             return self._session.rescue.run(vm, action.deadline_s, self._hands.perform, action)
         deadline_s = action.deadline_s
+        if action.do in MONITOR | PATIENT and self._health.halted(vm):
+            return fail(Fault(FaultKind.BUSY, f"the QEMU of {vm} does not answer at the moment"))
         if action.do in MONITOR:
-            if self._health.halted(vm):
-                return fail(Fault(FaultKind.BUSY, f"the QEMU of {vm} does not answer at the moment"))
             deadline_s = min(deadline_s, self._settings.stuck_after_s * _slowness(action.spec))
         doing = self._session.control.run(vm, deadline_s, self._hands.perform, action)
         return doing.addCallbacks(self._done, self._undone, callbackArgs=(action,), errbackArgs=(vm,))

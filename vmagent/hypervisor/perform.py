@@ -13,7 +13,7 @@ import libvirt
 
 from vmagent.core import quota
 from vmagent.core.actions import Action, Do
-from vmagent.core.diskxml import IOTUNE, DiskSource, asked_xml, disk_xml, target
+from vmagent.core.diskxml import IOTUNE, Source
 from vmagent.core.domainxml import NAMESPACE, PREFIX, domain_xml, parts_of, tag_xml
 from vmagent.core.drivers import Choice, Profile
 from vmagent.core.identity import domain_name
@@ -21,8 +21,9 @@ from vmagent.core.model import CpuLimit, Disk, DiskIo, Seen, Tag, VmSpec
 from vmagent.core.snapshotmodel import JobDone, layer_file
 from vmagent.core.snapshotxml import over_layers
 from vmagent.errors import Fault, FaultKind
-from vmagent.hypervisor import layers
+from vmagent.hypervisor import attached, layers
 from vmagent.hypervisor.observe import NO_QUOTA_US, Stranger, lookup, seen_of, tag_of
+from vmagent.hypervisor.pools import located
 
 NORMAL_WEIGHT = 100
 
@@ -34,7 +35,7 @@ class Paths:
     overlay: str
     seed: str
     golden: str
-    disks: Tuple[DiskSource, ...] = ()  # of spec.disks, in order
+    disks: Tuple[Source, ...] = ()  # of spec.disks, in order
 
 
 class Hands:
@@ -110,8 +111,9 @@ class Hands:
             raise Fault(FaultKind.REFUSED, f"foreign: another domain is named {domain_name(action.vm)}")
         paths = self._paths(action.spec)
         files = (paths.overlay, paths.seed, paths.golden)
+        sources = [located(conn, source) for source in paths.disks]
         try:
-            xml = domain_xml(action.spec, _tag(action), profile, *files, _cap(action), self._cgroup, paths.disks)
+            xml = domain_xml(action.spec, _tag(action), profile, *files, _cap(action), self._cgroup, sources)
         except ValueError as error:
             raise Fault(FaultKind.REFUSED, f"no domain can be made of this: {error}") from None
         standing = [layer_file(paths.overlay, name) for name in action.layers]
@@ -172,19 +174,16 @@ class Hands:
 
     def _attach_disk(self, domain: libvirt.virDomain, action: Action) -> None:
         disk = _disk(action)
-        if disk_xml(domain.XMLDesc(0), target(disk, self._profile)):
+        if attached.has(domain, disk, self._profile):
             return
         sources = dict(zip(action.spec.disks, self._paths(action.spec).disks))
         if disk not in sources:
             raise Fault(FaultKind.UNKNOWN, f"{disk.volume} is not wished for any more")
-        xml = asked_xml(disk, sources[disk], action.spec.limits.disk_io, self._profile)
-        domain.attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        source = located(domain.connect(), sources[disk])
+        attached.attach(domain, disk, source, action.spec.limits.disk_io, self._profile)
 
     def _detach_disk(self, domain: libvirt.virDomain, action: Action) -> None:
-        """It is asked for; the next look says whether the guest let go."""
-        xml = disk_xml(domain.XMLDesc(0), target(_disk(action), self._profile))
-        if xml and domain.isActive():
-            domain.detachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        attached.detach(domain, _disk(action), self._profile)
 
     # -- going
 

@@ -24,7 +24,7 @@ from vmagent.config import ImageSettings
 from vmagent.core import disks
 from vmagent.core.actions import Action, Do
 from vmagent.core.context import NOTHING, Context
-from vmagent.core.diskxml import DiskSource
+from vmagent.core.diskxml import DiskSource, Source
 from vmagent.core.imagemodel import Download, ImageFile
 from vmagent.core.model import SCRATCH, Disk, ImageRef, VmSpec
 from vmagent.core.policy import CatalogueImage, Volume
@@ -137,7 +137,7 @@ class LocalImages:
         """The golden image's file, for the domain's `<backingStore>`.  Faults: REFUSED, not in the catalogue."""
         return self._golden.path(spec.image)
 
-    def sources(self, spec: VmSpec) -> Tuple[DiskSource, ...]:
+    def sources(self, spec: VmSpec) -> Tuple[Source, ...]:
         """Where the bytes of `spec.disks` are, in order.  Faults: REFUSED (volumes.py)."""
         return tuple(
             DiskSource(str(self._scratch(spec.vm, disk)), "raw")

@@ -7,14 +7,14 @@ import stat
 from pathlib import Path
 from typing import Mapping
 
-from vmagent.core.diskxml import DiskSource
+from vmagent.core.diskxml import DiskSource, PoolVolume, Source
 from vmagent.core.model import Disk
 from vmagent.core.policy import Volume
 from vmagent.errors import Fault, FaultKind
 
 
-def volume_source(disk: Disk, volumes: Mapping[str, Volume]) -> DiskSource:
-    """What the site means by this volume now.
+def volume_source(disk: Disk, volumes: Mapping[str, Volume]) -> Source:
+    """What the site means by this volume now; where a pool's volume is, libvirt knows.
 
     Faults: REFUSED: it offers it no more, no more to be written, or what is there is neither file nor block device.
     """
@@ -23,6 +23,8 @@ def volume_source(disk: Disk, volumes: Mapping[str, Volume]) -> DiskSource:
         raise _refused(disk, "this site offers it no more")
     if not (volume.writable or disk.read_only):
         raise _refused(disk, "it can only be read now")
+    if volume.pool:
+        return PoolVolume(volume.name, volume.pool, volume.volume, volume.format)
     try:
         mode = os.stat(volume.path).st_mode
     except OSError as error:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import List, Mapping
 
 from vmagent.local.doctor.findings import Check, Facts, Finding, Level, fail, joined, ok, unknown, warn
-
-QEMU_USERS = ("qemu", "libvirt-qemu")
+from vmagent.local.doctor.volumes import QEMU_USERS
 
 
 def space(facts: Facts) -> Finding:
