@@ -19,7 +19,7 @@ from vmagent.core import plan as planning
 from vmagent.core import proof
 from vmagent.core.actions import TABLE, Action
 from vmagent.core.changes import Change
-from vmagent.core.ending import because
+from vmagent.core.ending import WAITS_FOR_ROOM, because
 from vmagent.core.model import Observed, Seen, VmRecord
 from vmagent.crashpoint import reach
 from vmagent.errors import Fault, FaultKind
@@ -233,7 +233,8 @@ class Reconciler:
             self._later(action.vm, self._backoff(action.vm))
 
     async def _record(self, action: Action, fault: Fault) -> None:
-        final = fault.kind in (FaultKind.REFUSED, FaultKind.FULL)
+        full = fault.kind is FaultKind.FULL and action.do not in WAITS_FOR_ROOM
+        final = fault.kind is FaultKind.REFUSED or full
 
         async def decide() -> Tuple[Tuple[Change, ...], None]:
             before = self._world.records.get(action.vm)

@@ -35,6 +35,8 @@ HYPERVISOR_REASONS: Mapping[str, Tuple[Outcome, str, str]] = {
 START_STEPS: FrozenSet[Do] = frozenset(
     {Do.FETCH_IMAGE, Do.MAKE_OVERLAY, Do.MAKE_SEED, Do.DEFINE, Do.START_PAUSED, *proof.REPAIRS.values()}
 )
+WAITS_FOR_ROOM: FrozenSet[Do] = frozenset({Do.MAKE_OVERLAY, Do.MAKE_SEED})
+"""Steps that a full disk does not end: it may have room again before the start is given up (start_by_s)."""
 
 
 def journaled(record: VmRecord, **members: Any) -> VmRecord:

@@ -12,6 +12,7 @@ from vmagent.images.cache import Cache, Shelf
 from vmagent.images.downloads import Downloads
 from vmagent.images.fetch import GIB, Bounds, Fetcher
 from vmagent.images.local import Contexts, LocalImages
+from vmagent.images.space import Space
 from vmagent.images.web import Proxy, Web
 from vmagent.lanes import Lanes
 
@@ -46,7 +47,8 @@ def local_images(
     fetcher = Fetcher(web(fetch, around.reactor), around.fetching, around.reactor, bounds, fetch.files, cache.room)
     downloads = Downloads(fetcher, cache, around.fetching, around.reactor, around.chance, fetch.parallel,
                           floor, settings.largest_disk_gib * GIB)
-    return LocalImages(settings, catalogue, lanes, around.contexts, cache, downloads, volumes)
+    space = Space(settings.overlays, floor)
+    return LocalImages(settings, catalogue, lanes, around.contexts, cache, downloads, space, volumes)
 
 
 def web(settings: FetchSettings, reactor: Any) -> Web:

@@ -84,6 +84,15 @@ def backing_file(path: Path) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
+def disk_size(path: Path) -> int:
+    """Bytes that a guest sees in this qcow2 file, by its header, or else in a raw one.  Errors: OSError."""
+    with path.open("rb") as file:
+        head = file.read(_QCOW2.size)
+        if len(head) == _QCOW2.size and head.startswith(_QCOW2_MAGIC) and path.suffix == ".qcow2":
+            return int(_QCOW2.unpack(head)[5])
+        return os.fstat(file.fileno()).st_size
+
+
 def _refused(why: str) -> Fault:
     return Fault(FaultKind.REFUSED, why)
 

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Set, Tuple
+from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Mapping, Optional, Set, Tuple
 
 from twisted.internet.defer import Deferred, fail, succeed
 
@@ -39,6 +39,7 @@ from vmagent.images.overlay import GIB, make_overlay
 from vmagent.images.places import mapped, sync_directory
 from vmagent.images.scratch import make_scratch
 from vmagent.images.seed import make_seed
+from vmagent.images.space import Space
 from vmagent.images.volumes import volume_source
 from vmagent.lanes import Lanes
 
@@ -66,6 +67,7 @@ class LocalImages:
         contexts: Contexts,
         cache: Cache,
         downloads: Downloads,
+        space: Space,
         volumes: Optional[Mapping[str, Volume]] = None,
     ) -> None:
         self._contexts = contexts
@@ -76,6 +78,7 @@ class LocalImages:
         self._lanes = lanes
         self._cache = cache
         self._downloads = downloads
+        self._space = space
         self._work: Mapping[Do, Callable[[Action], Deferred[None]]] = {
             Do.FETCH_IMAGE: self._fetch,
             Do.MAKE_OVERLAY: self._make_overlay,
@@ -188,11 +191,19 @@ class LocalImages:
     def _overlay(self, spec: VmSpec, golden: Golden) -> None:
         target = Path(self.paths(spec.vm)[0])
         _sweep(target)
-        for disk in spec.disks:
-            if disk.kind == SCRATCH:
-                scratch = self._scratch(spec.vm, disk)
-                make_scratch(disk.size_gib, scratch, _part(scratch))
-        make_overlay(golden, spec.disk_gib, target, _part(target))
+        with self._space.reserved(spec.vm, disks.promised_gib(spec) * GIB, self._disks()):
+            for disk in spec.disks:
+                if disk.kind == SCRATCH:
+                    scratch = self._scratch(spec.vm, disk)
+                    make_scratch(disk.size_gib, scratch, _part(scratch))
+            make_overlay(golden, spec.disk_gib, target, _part(target))
+
+    def _disks(self) -> Iterator[Tuple[str, Path]]:
+        """What guests write to: overlays, layers, scratch disks."""
+        for path in _matching(self._overlays, _OURS):
+            ours = _OURS.fullmatch(path.name)
+            if ours is not None and path.suffix in (".qcow2", ".raw"):
+                yield ours[1], path
 
     def _seed(self, action: Action) -> Deferred[None]:
         if not action.spec.context:
