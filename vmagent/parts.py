@@ -277,7 +277,7 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
                         clock)
     performers = {"hypervisor": hypervisor, "images": images, "firewall": kernel.firewall, "shaper": kernel.shaper,
                   "cgroups": kernel.cgroups}
-    snapshotting = Snapshotting(world, hypervisor.jobs, consequences, clock, reactor)
+    snapshotting = Snapshotting(world, hypervisor.jobs, images, consequences, clock, reactor)
     reconciler = Reconciler(world, observer, performers, consequences, clock, reactor, snapshotting.wanted)
     _heard(reconciler.mark, snapshotting.attend, images.tell)
     recovery = Recovery(world, store, observer, reconciler, consequences, clock)

@@ -8,24 +8,26 @@ Rules
 3. What a job came to is committed before anything else follows from it.  An outcome that cannot be committed is
    forgotten: the job is done once more, and finds its work done.
 4. How far it is goes into the wish in steps of ten percent.
+5. Room and the site's word are looked at when a taking begins, each time it does: it may have waited since it was
+   accepted.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Protocol, Tuple
+from typing import Any, Callable, Dict, List, Optional, Protocol, Tuple
 
 from twisted.internet.defer import Deferred
 
 from vmagent import ports
 from vmagent.consequences import Consequences
-from vmagent.core import snapshotplan
+from vmagent.core import snapshotplan, snapshots
 from vmagent.core.actions import Action, Do
 from vmagent.core.changes import Change
 from vmagent.core.model import VmRecord
 from vmagent.crashpoint import reach
-from vmagent.errors import Fault
+from vmagent.errors import Fault, Problem
 from vmagent.log import event
 from vmagent.world import World
 
@@ -40,6 +42,12 @@ class Timer(Protocol):
     def callLater(self, delay: float, call: Any, *args: Any) -> Any: ...
 
 
+class Free(Protocol):
+    """The part of ports.Images that jobs need."""
+
+    def free_gib(self) -> Deferred[int]: ...
+
+
 @dataclass
 class _Failed:
     """Failures of this VM's job in a row."""
@@ -52,10 +60,12 @@ class Snapshotting:
     """See the module's rules."""
 
     def __init__(
-        self, world: World, jobs: ports.Jobs, consequences: Consequences, clock: ports.Clock, timer: Timer
+        self, world: World, jobs: ports.Jobs, images: Free, consequences: Consequences, clock: ports.Clock,
+        timer: Timer,
     ) -> None:
         self._world = world
         self._jobs = jobs
+        self._images = images
         self._consequences = consequences
         self._clock = clock
         self._timer = timer
@@ -90,8 +100,13 @@ class Snapshotting:
         Deferred.fromCoroutine(self._run(action)).addBoth(self._over, action)
 
     async def _run(self, action: Action) -> None:
-        reach(f"before-{action.do.value}")
         try:
+            problem = await self._unfit(action)
+            if problem is not None:
+                why = problem
+                await self._change(action.vm, lambda r: snapshotplan.refused(r, action, why, self._clock.now()))
+                return
+            reach(f"before-{action.do.value}")
             done = await self._jobs.run(action)
         except Fault as fault:
             event(log, "action-failed", f"{action.do.value} of {action.vm}: {fault}", vm=action.vm,
@@ -103,6 +118,14 @@ class Snapshotting:
         reach(f"after-{action.do.value}")
         self._failed.pop(action.vm, None)
         await self._change(action.vm, lambda r: snapshotplan.succeeded(r, action, done, self._clock.now()))
+
+    async def _unfit(self, action: Action) -> Optional[Problem]:
+        """Why this taking must not be begun now.  Faults: those of the look at the disk."""
+        record = self._world.records.get(action.vm)
+        if action.do is not Do.TAKE_SNAPSHOT or action.job is None or record is None:
+            return None
+        free_gib = await self._images.free_gib()
+        return snapshots.begins(record, action.job.snapshot.kind, self._consequences.policy, free_gib)
 
     def _over(self, result: Any, action: Action) -> None:
         """Whatever came of it, look again; what nobody foresaw is logged, and waits like a failure."""

@@ -145,6 +145,38 @@ def test_no_room_is_final_and_leaves_nothing(site: Site) -> None:
     assert site.host.jobs.done == [(vm, Do.DELETE_SNAPSHOT, "a")]
 
 
+def test_room_is_looked_at_again_when_the_turn_of_one_that_waited_comes(site: Site) -> None:
+    """Accepted with room enough; meanwhile others filled the disk below the floor, or the site allows less."""
+    vm = started(site)
+    site.host.jobs.waiting = True
+    first, second, third = (snap(site, vm, name=name) for name in "acd")
+    site.settle(lambda: site.snapshotting.running(vm))
+    assert site.replies(second)[-1]["status"] == "accepted"
+    site.host.gib = POLICY.disk_floor_gib
+    site.host.jobs.waiting = False
+    site.host.jobs.answer()
+    assert last(site, first)["status"] == "done"  # its layer is there: nothing of it is looked at again
+    reply = last(site, second)
+    assert reply["problem"]["type"] == "no-capacity" and "when its turn came" in reply["problem"]["detail"]
+    assert last(site, third)["problem"]["type"] == "no-capacity"
+    site.settle(lambda: [one.state for one in of(site, vm)] == [S.THERE, S.FAILED, S.FAILED])
+    assert site.host.jobs.layers[vm] == ["a"]
+
+
+def test_a_smaller_share_for_snapshots_counts_for_those_that_wait(site: Site) -> None:
+    vm = started(site)
+    site.host.jobs.waiting = True
+    first, second = (snap(site, vm, name=name) for name in "ac")
+    site.settle(lambda: site.snapshotting.running(vm))
+    size = of(site, vm)[0].gib
+    site.consequences.policy = building.policy(snapshots=SnapshotRules(allowed=True, job_s=60, maximum_gib=size))
+    site.host.jobs.waiting = False
+    site.host.jobs.answer()
+    assert last(site, first)["status"] == "done"
+    assert last(site, second)["problem"]["type"] == "snapshot-space"
+    assert site.host.jobs.layers[vm] == ["a"]
+
+
 def test_it_expires_by_itself(site: Site) -> None:
     vm = started(site)
     assert last(site, snap(site, vm, keep_s=30))["status"] == "done"

@@ -38,6 +38,7 @@ class FakeHost:
         self.hung: List[Tuple[Action, Deferred[None]]] = []
         self.frozen: Set[str] = set()
         self.away = False
+        self.gib = 500  # free on the disk of the overlays
         self.silent: Set[str] = set()
         self.done: List[Tuple[str, Do]] = []
         self.contexts: Callable[[str], Any] = lambda command: succeed(None)
@@ -126,7 +127,7 @@ class FakeHost:
         return True
 
     def free_gib(self) -> Deferred[int]:
-        return succeed(500)
+        return succeed(self.gib)
 
     def present(self, devices: Sequence[str]) -> FrozenSet[str]:
         shapers = {identity.shaper_name(i.device) for w in self.worlds.values() if "shaper" in w.left

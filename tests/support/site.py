@@ -79,7 +79,7 @@ class Site:
         h = self.host
         self.observer = Observer(self.world, h, h, h.firewall, h.shaper, h.cgroups, h, h)
         performers = {"hypervisor": h, "images": h, "firewall": h.firewall, "shaper": h.shaper, "cgroups": h.cgroups}
-        self.snapshotting = Snapshotting(self.world, h.jobs, self.consequences, h, self.reactor)
+        self.snapshotting = Snapshotting(self.world, h.jobs, h, self.consequences, h, self.reactor)
         self.reconciler = Reconciler(self.world, self.observer, performers, self.consequences, h, self.reactor,
                                      self.snapshotting.wanted)
         self.snapshotting.attend(self.reconciler.mark)

@@ -91,6 +91,27 @@ def test_space_is_needed_for_all_of_the_chosen_together() -> None:
     assert refusals(command(), *two, free_gib=4) == []
 
 
+@pytest.mark.parametrize(
+    ("kw", "type"),
+    [
+        ({}, None),
+        ({"free_gib": 4}, None),
+        ({"free_gib": 3}, "no-capacity"),
+        ({"kind": "full", "free_gib": 5}, None),
+        ({"kind": "full", "free_gib": 4}, "no-capacity"),
+        ({"rules": SnapshotRules(allowed=True, maximum_gib=2)}, None),
+        ({"rules": SnapshotRules(allowed=True, maximum_gib=1)}, "snapshot-space"),
+        ({"rules": SnapshotRules(maximum_gib=1)}, "snapshots-not-allowed"),
+    ],
+)
+def test_what_waited_is_looked_at_again_when_its_turn_comes(kw: Any, type: Any) -> None:
+    """A disk of 2 GiB, one with memory of 3, above a floor of 2: from exactly that much on it may be begun."""
+    of = record(b.snapshot(state=S.CREATING, gib=2), b.snapshot("gone", S.GONE, gib=50))
+    policy = b.policy(snapshots=kw.get("rules", RULES), disk_floor_gib=2)
+    problem = snapshots.begins(of, kw.get("kind", "disk"), policy, kw.get("free_gib", 100))
+    assert (problem and problem.type) == type
+
+
 def test_what_snapshots_may_grow_to_is_promised_to_nobody_else() -> None:
     from vmagent.core.admission import HostRoom, disk_left_gib
 

@@ -8,7 +8,8 @@ Rules
    held up: it takes its snapshots with it.
 3. What was not taken within the site's `job_s` is given up and undone: whoever asked is told at once, and the layer
    that a late libvirt may still make is committed back.
-4. Expiry counts boot time from the acceptance.  An expired snapshot is deleted like any other.
+4. What a taking may come to need is looked at once more when its turn has come (`refused`): until then it waited.
+5. Expiry counts boot time from the acceptance.  An expired snapshot is deleted like any other.
 """
 
 from __future__ import annotations
@@ -191,6 +192,12 @@ def succeeded(record: VmRecord, action: Action, done: JobDone, now: Now) -> VmRe
     record = changed(record, one.name, state=state, ended_wall=now.wall, size_bytes=done.size_bytes or one.size_bytes,
                      percent=0)
     return because(record, "agent", f"snapshot {one.name} is {'undone' if one.problem else 'deleted'}", now)
+
+
+def refused(record: VmRecord, action: Action, problem: Problem, now: Now) -> VmRecord:
+    """Its turn came, and it must not be begun any more."""
+    one = _of_job(record, action)
+    return record if one is None or one.state is not _S.CREATING else given_up(record, one, problem, now)
 
 
 def failed(record: VmRecord, action: Action, fault: Fault, now: Now) -> VmRecord:

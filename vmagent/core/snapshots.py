@@ -85,6 +85,27 @@ def _of_vm(record: VmRecord, name: str, kind: str, rules: SnapshotRules) -> List
     return problems
 
 
+def begins(record: VmRecord, kind: str, policy: Policy, free_gib: int) -> Optional[Problem]:
+    """Why one that waited must not be begun now; None = it may.
+
+    Between its acceptance and its turn the site's word may have changed, and others may have filled the disk: what was
+    promised then is looked at against what is there now.  free_gib: on the disk of the overlays, the floor included;
+    all of this snapshot must fit above the floor, what others were promised was counted at the acceptance.
+    Problems: `snapshots-not-allowed`, `snapshot-space`, `no-capacity`.
+    """
+    rules, promised, needed = policy.snapshots, promised_gib(record), gib_of(record, kind)
+    if not rules.allowed:
+        return Problem("snapshots-not-allowed", "since it was accepted the site has forbidden snapshots")
+    if promised > rules.maximum_gib:
+        detail = f"the snapshots of VM {record.vm} may grow to {promised} GiB; at most {rules.maximum_gib} by now"
+        return Problem("snapshot-space", detail, vm=record.vm, needed=promised, maximum=rules.maximum_gib)
+    free = free_gib - policy.disk_floor_gib
+    if needed > free:
+        detail = f"disk_gib: {needed} needed when its turn came, {max(free, 0)} free on this host above the floor by now"
+        return Problem("no-capacity", detail, resource="disk_gib", needed=needed, free=max(free, 0))
+    return None
+
+
 # ---- what becomes of the wish ----
 
 
@@ -143,8 +164,9 @@ def revert(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmRe
         raise Problem("snapshot-revert-denied", detail, path="args.snapshot", vm=record.vm)
     one = find(record, command.args["snapshot"], "args.snapshot")
     if one.kind != "disk":
-        detail = f"VM {record.vm}: snapshot {one.name} holds memory; only a snapshot of the disk can be gone back to"
-        raise Problem("not-supported-here", detail, path="args.snapshot", vm=record.vm)
+        detail = (f"VM {record.vm}: snapshot {one.name} is of kind {one.kind}; no guest's memory is put back, because "
+                  "it would remember disks that have changed since: only kind disk can be gone back to")
+        raise Problem("not-supported-here", detail, path="args.snapshot", vm=record.vm, accepted=["disk"])
     if one.state is not _S.THERE:
         detail = f"VM {record.vm}: snapshot {one.name} is {one.state.value}; only one that is there can be gone back to"
         raise Problem("snapshot-state", detail, path="args.snapshot", vm=record.vm, state=one.state.value)
