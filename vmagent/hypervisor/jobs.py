@@ -25,7 +25,7 @@ from twisted.internet.defer import Deferred, fail
 from vmagent.core.actions import Action, Do
 from vmagent.core.snapshotmodel import JobDone
 from vmagent.errors import Fault, FaultKind
-from vmagent.hypervisor import layers
+from vmagent.hypervisor import freezing, layers
 from vmagent.hypervisor.link import Link
 from vmagent.hypervisor.observe import lookup
 from vmagent.lanes import Reactor
@@ -127,7 +127,7 @@ def _abort_job(conn: libvirt.virConnect, vm: str) -> None:
 def _thaw_guest(conn: libvirt.virConnect, vm: str) -> None:
     domain = lookup(conn, vm)
     if domain is not None:
-        layers.thaw(domain)
+        freezing.thaw(domain)
 
 
 def _told(failure: Any, vm: str, what: str) -> None:

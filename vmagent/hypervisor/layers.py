@@ -6,8 +6,8 @@ Rules
    a crash finishes what was begun, and deleting what never came about only takes its files away.
 2. libvirt keeps no record of ours (NO_METADATA): it would forget it with the definition, and it would be in the way of
    an undefine.  The built-in test driver knows nothing but its own, internal snapshots.
-3. A guest whose file systems may be frozen is thawed at the beginning of every job, after every freeze whatever came
-   of it, and by `thaw`, which a watchdog calls on another connection.
+3. A job on a snapshot that asks for frozen file systems, and is not known to be there, needs a thaw that is answered
+   (freezing.py): taking one does not begin without, undoing one is not over before.
 4. Waiting is by looking every `LOOK_S`; `stop` ends it: the block job is aborted, and the chain is whole, because QEMU
    leaves the layer in place until the very end.
 5. The files of a layer are made and removed here, and only after the chain was read: a file in the chain is in use.
@@ -26,14 +26,14 @@ from typing import Callable, List, Optional, Sequence, Tuple
 import libvirt
 
 from vmagent.core.actions import Action, Do
-from vmagent.core.domainxml import AGENT_CHANNEL, parts_of
+from vmagent.core.domainxml import parts_of
 from vmagent.core.drivers import Profile
 from vmagent.core.snapshotmodel import Job, JobDone, Snapshot, layer_file, memory_file
 from vmagent.core.snapshotxml import snapshot_xml
 from vmagent.errors import Fault, FaultKind
+from vmagent.hypervisor.freezing import freeze, thaw
 
 LOOK_S = 0.25
-AGENT_S = 10  # a guest agent that takes longer to answer counts as absent
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,10 @@ def perform(domain: libvirt.virDomain, action: Action, profile: Profile, overlay
     if "disk" not in profile.snapshots:
         return _internal(domain, action.do, job.snapshot)
     disk = profile.disk_names[0]
-    if job.snapshot.quiesce != "no" and not job.snapshot.created_wall:
-        thaw(domain)
+    freezes = job.snapshot.quiesce != "no" and not job.snapshot.created_wall
     if action.do is Do.TAKE_SNAPSHOT:
-        return _take(domain, disk, job, overlay)
-    return _delete(domain, disk, job, overlay, watch)
+        return _take(domain, disk, job, overlay, freezes)
+    return _undo(domain, disk, job, overlay, watch) if freezes else _delete(domain, disk, job, overlay, watch)
 
 
 # -- the test driver
@@ -84,18 +83,23 @@ def _internal(domain: libvirt.virDomain, do: Do, snapshot: Snapshot) -> JobDone:
 # -- taking
 
 
-def _take(domain: libvirt.virDomain, disk: str, job: Job, overlay: str) -> JobDone:
+def _take(domain: libvirt.virDomain, disk: str, job: Job, overlay: str, freezes: bool) -> JobDone:
     snapshot = job.snapshot
-    layer = layer_file(overlay, snapshot.name)
-    quiesced = False
-    if layer not in chain(domain, disk):
-        _remove(overlay, snapshot)
-        quiesced = _froze(domain, snapshot)
-        try:
-            domain.snapshotCreateXML(*_asked(domain, snapshot, disk, overlay))
-        finally:
-            if quiesced:
+    if layer_file(overlay, snapshot.name) in chain(domain, disk):
+        if freezes:
+            thaw(domain)
+        return JobDone(False, _size(overlay, snapshot))
+    _remove(overlay, snapshot)
+    quiesced = freezes and _froze(domain, snapshot)
+    try:
+        domain.snapshotCreateXML(*_asked(domain, snapshot, disk, overlay))
+    except libvirt.libvirtError:
+        if quiesced:
+            with contextlib.suppress(Fault):  # the next job of this guest begins there
                 thaw(domain)
+        raise
+    if quiesced:
+        thaw(domain)
     return JobDone(quiesced, _size(overlay, snapshot))
 
 
@@ -113,42 +117,27 @@ def _asked(domain: libvirt.virDomain, snapshot: Snapshot, disk: str, overlay: st
 
 
 def _froze(domain: libvirt.virDomain, snapshot: Snapshot) -> bool:
-    """Whether the guest's file systems are frozen now.  Faults: REFUSED when they must be and cannot."""
-    if snapshot.quiesce == "no":
-        return False
-    why = "no guest agent answers in it" if not has_agent(domain) else _freeze(domain)
+    """Whether the guest's file systems are frozen now.  Faults: REFUSED: they must be and cannot; or nobody knows."""
+    try:
+        thaw(domain)
+    except Fault as silent:
+        raise Fault(FaultKind.REFUSED, silent.detail) from silent
+    why = freeze(domain)
     if why and snapshot.quiesce == "required":
         raise Fault(FaultKind.REFUSED, f"its file systems cannot be frozen: {why}")
     return not why
 
 
-def _freeze(domain: libvirt.virDomain) -> str:
-    """"" when it is frozen, else why not; then nothing of it is left frozen."""
-    try:
-        domain.agentSetResponseTimeout(AGENT_S, 0)
-        domain.fsFreeze()
-    except libvirt.libvirtError as error:
-        thaw(domain)
-        return f"libvirt: {error.get_error_message()}"
-    return ""
-
-
-def thaw(domain: libvirt.virDomain) -> None:
-    """Let its file systems be written again; nothing happens to one that is not frozen, or has no agent."""
-    with contextlib.suppress(libvirt.libvirtError):
-        if domain.isActive() and has_agent(domain):
-            domain.agentSetResponseTimeout(AGENT_S, 0)
-            domain.fsThaw()
-
-
-def has_agent(domain: libvirt.virDomain) -> bool:
-    """Whether a guest agent holds its end of the channel."""
-    root = ElementTree.fromstring(domain.XMLDesc(0))
-    channels = root.iterfind(f"devices/channel/target[@name='{AGENT_CHANNEL}']")
-    return any(target.get("state") == "connected" for target in channels)
-
-
 # -- deleting
+
+
+def _undo(domain: libvirt.virDomain, disk: str, job: Job, overlay: str, watch: Watch) -> JobDone:
+    """Delete one that a freeze belonged to: the guest goes first, and it is not over before its agent has answered."""
+    with contextlib.suppress(Fault):
+        thaw(domain)
+    done = _delete(domain, disk, job, overlay, watch)
+    thaw(domain)
+    return done
 
 
 def _delete(domain: libvirt.virDomain, disk: str, job: Job, overlay: str, watch: Watch) -> JobDone:
