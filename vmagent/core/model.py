@@ -215,6 +215,7 @@ class Journal:
     # Who of us paused it; only what we paused may be resumed.  "start": not proven yet, found RUNNING it is paused
     # again; "command"; "resume": proven, and our resume was committed; "": not paused by us.
     paused_by: str = ""
+    resume_asked: bool = False  # vm.resume of one that we did not pause: leave to go on after an I/O error (pauses.py)
     stop_at: Optional[float] = None  # when the stop ladder began
     stop_boot: str = ""
     grace_s: int = 60

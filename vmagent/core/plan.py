@@ -2,14 +2,10 @@
 
 The journal law: `Plan.record` is committed before `Plan.action` is performed, and says that it may have been.  So a
 crash between the two, or after both, needs nothing but another look and another plan.  Planning again from the
-committed record and the same observation gives the same action and leaves the record alone.  Three effects are counted
-instead, so that they are not repeated: an ACPI request (the next is due 10 s later), a reboot (at most once) and the
-renewal of the frame counters before a resume (without it the guest is ready a little early, no more).
-
-A pause has three journals (`paused_by`).  "start": not proven; such a guest found RUNNING was let run by somebody else
-and is paused again.  "command": a controller's pause; before its resume the frame counters are watched anew, because
-ready means a frame seen after the last resume, and the proof is made anew.  "resume": proven, and the resume was
-committed; the first RUNNING seen after it clears it.
+committed record and the same observation gives the same action and leaves the record alone.  Four effects are counted
+instead, so that they are not repeated: an ACPI request (the next is due 10 s later), a reboot (at most once), a resume
+after an I/O error (at most once per command, pauses.py) and the renewal of the frame counters before a resume (without
+it the guest is ready a little early, no more).
 """
 
 from __future__ import annotations
@@ -18,7 +14,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Callable, Dict, Optional, Sequence, Tuple
 
-from vmagent.core import attaching, lease, premises, proof, renewal, snapshotplan
+from vmagent.core import attaching, lease, pauses, premises, proof, renewal, snapshotplan
 from vmagent.core.actions import Action, Do
 from vmagent.core.alarms import Note, alarms, fresh_notes
 from vmagent.core.ending import because, begin_stop, begun, ended, gave_up, journaled, rebooted, rolled_back
@@ -31,10 +27,6 @@ from vmagent.core.snapshotmodel import is_file, layer_word
 from vmagent.core.transitions import Facts, Step, step
 
 __all__ = ["Note", "Plan", "gave_up", "plan", "rolled_back", "tag_of"]
-
-RESUMABLE = ("", "unknown", "user")
-"""libvirt's reasons of a pause that can be ours; all others (ioerror, snapshot, save, dump...) are somebody else's."""
-BROKEN = ("ioerror", "crashed")
 
 
 @dataclass(frozen=True)
@@ -138,9 +130,9 @@ def _facts(record: VmRecord, observed: Observed, now: Now) -> Facts:
         missing_twice=observed.missing_twice,
         process="process" in observed.leftovers,
         unproven=not journal.may_have_run or journal.paused_by == "start",
-        paused_by_us=journal.paused_by != "" and domain.reason in RESUMABLE,
+        paused_by_us=pauses.ours(journal, domain),
         proven=not proof.drift(record.spec, observed),
-        io_error=domain.reason in BROKEN,
+        io_error=domain.reason in pauses.BROKEN,
         grace_over=lease.grace_over(record, now),
         left=bool(snapshotplan.remains(record, observed.leftovers) - {"process"}),
         attempted=journal.attempt_boot != "",
@@ -214,7 +206,7 @@ def _resume(case: _Case) -> _Done:
     journal = case.record.journal
     if journal.paused_by == "command" and case.record.desired is Desired.RUN and case.record.spec.interfaces:
         return case.act(Do.WATCH_NETWORK, journaled(case.record, paused_by="start"))
-    record = journaled(begun(case.record, case.now), paused_by="resume", ready_at=None)
+    record = journaled(begun(case.record, case.now), paused_by="resume", resume_asked=False, ready_at=None)
     return case.act(Do.RESUME, record)
 
 

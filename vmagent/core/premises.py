@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Optional, Sequence, Tuple
 
-from vmagent.core import attaching, disks, lease, proof
+from vmagent.core import attaching, disks, lease, pauses, proof
 from vmagent.core.ending import because, begin_stop, begun, journaled, not_attached, rebooted
 from vmagent.core.events import is_ready
 from vmagent.core.model import Desired, Now, Observed, Seen, VmRecord
@@ -73,12 +73,9 @@ def seen(record: VmRecord, observed: Observed, now: Now) -> VmRecord:
     if record.journal.may_have_run and observed.domain.seen in LIVE:
         record = begun(record, now)  # a record out of a restored store may not know when: every VM has a lease
     record = attaching.seen(record, observed, now)
+    record = pauses.seen(record, observed.domain)
     if observed.domain.seen is not Seen.RUNNING:
         return record
-    resumed = record.journal.paused_by == "resume"
-    overruled = record.journal.paused_by == "command" and record.desired is Desired.RUN
-    if resumed or overruled:
-        record = journaled(record, paused_by="")
     if record.journal.ready_at is None and is_ready(record, observed):
         record = journaled(record, ready_at=now.at)
     return record

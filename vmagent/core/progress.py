@@ -79,8 +79,8 @@ def _resume(record: VmRecord, phase: Phase, now: Now) -> Judgement:
         return _over(record)
     if record.desired is not Desired.RUN:
         return _superseded(record)
-    if phase is Phase.PAUSED and record.journal.paused_by == "":
-        return _failed("paused-by-others", "it was not paused by us, so it is not resumed by us")
+    if phase is Phase.PAUSED and record.journal.paused_by == "" and not record.journal.resume_asked:
+        return _failed("paused-by-others", "not paused by us, so not resumed by us; or its disk failed it once more")
     return DONE if phase in UP else PENDING
 
 

@@ -101,7 +101,7 @@ def begins(record: VmRecord, kind: str, policy: Policy, free_gib: int) -> Option
         return Problem("snapshot-space", detail, vm=record.vm, needed=promised, maximum=rules.maximum_gib)
     free = free_gib - policy.disk_floor_gib
     if needed > free:
-        detail = f"disk_gib: {needed} needed when its turn came, {max(free, 0)} free on this host above the floor by now"
+        detail = f"disk_gib: {needed} needed when its turn came, {max(free, 0)} free on this host by now"
         return Problem("no-capacity", detail, resource="disk_gib", needed=needed, free=max(free, 0))
     return None
 

@@ -151,7 +151,8 @@ def _resume(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmR
     if record.journal.image_action == "pause":
         detail = "it was paused because its image is not trusted any more; it may go on when that is mended"
         raise _refused(record, "image-revoked", detail, cause=record.journal.image_cause)
-    return dataclasses.replace(record, desired=Desired.RUN)
+    wanted = dataclasses.replace(record, desired=Desired.RUN)
+    return journaled(wanted, resume_asked=record.journal.paused_by == "")
 
 
 def _reboot(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmRecord:
