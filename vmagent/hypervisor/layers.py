@@ -34,6 +34,7 @@ from vmagent.errors import Fault, FaultKind
 from vmagent.hypervisor.freezing import freeze, thaw
 
 LOOK_S = 0.25
+_EMPTY_LAYER = 2**20  # bytes: a new layer takes about 200 KiB
 
 
 @dataclass(frozen=True)
@@ -93,14 +94,24 @@ def _take(domain: libvirt.virDomain, disk: str, job: Job, overlay: str, freezes:
     quiesced = freezes and _froze(domain, snapshot)
     try:
         domain.snapshotCreateXML(*_asked(domain, snapshot, disk, overlay))
-    except libvirt.libvirtError:
+    except libvirt.libvirtError as error:
+        full = _full(overlay, error)
         if quiesced:
             with contextlib.suppress(Fault):  # the next job of this guest begins there
                 thaw(domain)
-        raise
+        raise full or error from error
     if quiesced:
         thaw(domain)
     return JobDone(quiesced, _size(overlay, snapshot))
+
+
+def _full(overlay: str, error: libvirt.libvirtError) -> Optional[Fault]:
+    """FULL, when what may be behind this error is a disk without room: QEMU's own errors have no number for it."""
+    folder = os.path.dirname(overlay)
+    disk = os.statvfs(folder)
+    if disk.f_bavail * disk.f_frsize >= _EMPTY_LAYER:
+        return None
+    return Fault(FaultKind.FULL, f"no space left in {folder}: libvirt: {error.get_error_message()}")
 
 
 def _asked(domain: libvirt.virDomain, snapshot: Snapshot, disk: str, overlay: str) -> Tuple[str, int]:
