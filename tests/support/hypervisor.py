@@ -188,9 +188,9 @@ class Outside:
             pool.destroy()
 
     def opened(self, vm: str, path: str) -> List[bool]:
-        """How QEMU has this file open: read-only or not, for every node of its block layer."""
+        """What the guest's device stands on: read-only or not.  The node below opens its file as that one needs it."""
         nodes = libvirt_qemu.qemuMonitorCommand(self.domain(vm), '{"execute": "query-named-block-nodes"}', 0)
-        return [node["ro"] for node in json.loads(nodes)["return"] if node["file"] == path]
+        return [node["ro"] for node in json.loads(nodes)["return"] if node["file"] == path and node["drv"] == "raw"]
 
     def suspend(self, vm: str) -> None:
         self.domain(vm).suspend()
