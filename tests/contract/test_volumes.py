@@ -10,6 +10,7 @@ from typing import Any, Iterator, Tuple
 import pytest
 
 from tests.support import bootsector, hypervisor, libvirtd
+from vmagent.core import disks
 from vmagent.core.actions import Do
 from vmagent.core.model import Disk, Seen, VmSpec
 from vmagent.errors import Fault, FaultKind
@@ -155,6 +156,17 @@ def test_what_is_not_wished_for_any_more_is_not_attached(rig: Any) -> None:
     spec, disk = running(rig), rig.volume("data")
     assert fault(rig, Do.ATTACH_DISK, spec, disk).kind is FaultKind.UNKNOWN
     assert rig.see(spec).disks == ("vda", "vdb")
+
+
+@libvirtd.needed
+@pytest.mark.parametrize("rig", ["qemu"], indirect=True)
+@pytest.mark.parametrize("machine", ["pc", "q35"])
+def test_there_is_a_place_for_every_disk_that_may_be_attached(rig: Any, machine: str) -> None:
+    hypervisor.on_machine(rig, machine)
+    spec = running(rig)
+    for place in range(disks.FIRST_PLACE, disks.FIRST_PLACE + disks.MOST):
+        spec = attached(rig, spec, rig.volume(f"v{place}", place))
+    assert len(rig.see(spec).disks) == 2 + disks.MOST
 
 
 # -- of storage pools

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -17,14 +18,14 @@ from tests.support import bootsector, building
 from tests.support.fake_hypervisor import FakeHypervisor
 from tests.support.loop import RealLoop
 from vmagent.config import HypervisorSettings
-from vmagent.core import quota
+from vmagent.core import drivers, quota
 from vmagent.core.actions import Action, Do
 from vmagent.core.diskxml import DiskSource, PoolVolume, Source
 from vmagent.core.domainxml import IOTUNE, NAMESPACE, PREFIX, tag_xml
 from vmagent.core.identity import domain_name
 from vmagent.core.model import CpuLimit, Disk, DiskIo, Tag, VmSpec
 from vmagent.hypervisor.adapter import Libvirt
-from vmagent.hypervisor.perform import Paths
+from vmagent.hypervisor.perform import Hands, Paths
 from vmagent.hypervisor.session import event_loop
 
 INSTANCE = "vc"  # not the agent tests' own, so that both may use one libvirtd
@@ -293,6 +294,17 @@ def qemu(
     disks = Disks(Volumes(), boot)
     port = Libvirt(settings(uri, **kw), INSTANCE, disks.paths, loop, halted)
     return Rig(port, Outside(uri, "qemu"), loop, True, disks.volumes, disks)
+
+
+def on_machine(rig: Rig, machine: str) -> None:
+    """From now on it defines guests of this machine type, as where that is libvirt's own choice."""
+    choice = rig.port._hands._choice
+    of_type = rig.outside.conn.getDomainCapabilities(None, "x86_64", machine, choice.profile.domain_type)
+    choice = drivers.in_ports(choice, of_type)
+    profile = dataclasses.replace(choice.profile, machine=machine)
+    assert rig.disks is not None
+    rig.port._hands = Hands(profile, dataclasses.replace(choice, profile=profile), INSTANCE, rig.disks.paths,
+                            cgroup_version())
 
 
 def qemu_pid(vm: str, folder: Path = Path("/run/libvirt/qemu")) -> int:

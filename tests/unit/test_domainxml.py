@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -91,6 +92,15 @@ def test_nothing_but_the_overlay_is_writable(profile):
     disks = ElementTree.fromstring(xml_of(profile)).findall("devices/disk")
     writable = [d.find("source").get("file") for d in disks if d.find("readonly") is None]
     assert writable == [OVERLAY]
+
+
+@pytest.mark.parametrize(("ports", "wanted"), [(True, 4 + 8 + 2), (False, 0)])
+def test_ports_for_every_disk_that_may_be_attached_later(ports, wanted):
+    spec = two_nics()
+    tag = building.tag(building.record(spec=spec))
+    profile = dataclasses.replace(PROFILES["kvm"], ports=ports)
+    made = domain_xml(spec, tag, profile, OVERLAY, SEED, GOLDEN, UNLIMITED, 2)
+    assert len(ElementTree.fromstring(made).findall("devices/controller[@model='pcie-root-port']")) == wanted
 
 
 @pytest.mark.parametrize("profile", ["kvm", "qemu"])

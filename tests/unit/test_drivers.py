@@ -90,3 +90,17 @@ def test_every_row_is_complete_and_consistent(row):
     assert (Do.APPLY_DISK_IO in row.unsupported) is not row.disk_io
     assert row.name in drivers.PROFILES
     assert row.starts_paused or row.driver == "TEST", "a guest that really runs must be started paused"
+
+
+@pytest.mark.parametrize(("machine", "ports"), [
+    ("pc-i440fx-7.2", False), ("pc-q35-7.2", True), ("pc-q35-rhel10.0.0", True), ("virt-rhel9.2.0", True), ("", False),
+])
+def test_machines_whose_devices_sit_in_ports(machine, ports):
+    choice = drivers.in_ports(drivers.Choice(PROFILES["kvm"], "w"), f"<d><machine>{machine}</machine></d>")
+    assert (choice.profile.ports, choice.why) == (ports, "w")
+
+
+def test_what_is_no_domain_capabilities_is_refused():
+    with pytest.raises(ValueError, match="no XML"):
+        drivers.in_ports(drivers.Choice(PROFILES["kvm"], ""), "")
+    assert drivers.in_ports(drivers.Choice(None, "no"), "").profile is None

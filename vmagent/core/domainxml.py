@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Type
 from xml.etree.ElementTree import Element
 
-from vmagent.core import codec, quota
+from vmagent.core import codec, disks, quota
 from vmagent.core.diskxml import IOTUNE, DiskSource, asked_disks, own_disks
 from vmagent.core.drivers import Profile
 from vmagent.core.identity import domain_name
@@ -58,6 +58,7 @@ def domain_xml(
     for event, then in (("on_poweroff", "destroy"), ("on_reboot", "restart"), ("on_crash", "destroy")):
         add(domain, event, then)
     devices = add(domain, "devices")
+    _ports(devices, spec, profile)
     own_disks(devices, spec, profile, overlay, seed, golden)
     asked_disks(devices, spec, profile, sources)
     for interface in spec.interfaces:
@@ -90,6 +91,16 @@ def _machine(domain: Element, profile: Profile) -> None:
     if profile.cpu_mode:
         add(domain, "cpu", mode=profile.cpu_mode, check="none")
     add(domain, "clock", offset="utc")
+
+
+def _ports(devices: Element, spec: VmSpec, profile: Profile) -> None:
+    """One for each device that there is or may come: overlay, seed, as many disks as may be, interfaces, the channel's
+    controller and random numbers.  libvirt itself leaves one free.
+    """
+    if profile.ports:
+        add(devices, "controller", type="pci", index="0", model="pcie-root")
+        for _ in range(4 + disks.MOST + len(spec.interfaces)):
+            add(devices, "controller", type="pci", model="pcie-root-port")
 
 
 def _interface(devices: Element, interface: Interface, profile: Profile) -> None:

@@ -10,6 +10,7 @@ show `vmx` or `svm`; elsewhere libvirt's word is taken.  Without it there is emu
 
 from __future__ import annotations
 
+import dataclasses
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from typing import FrozenSet, Mapping, Optional, Tuple
@@ -19,6 +20,7 @@ from vmagent.core.actions import Do
 X86 = ("x86_64", "i686")
 LIVE_DISKS = (Do.ATTACH_DISK, Do.DETACH_DISK)
 HARDWARE_FLAGS = frozenset({"vmx", "svm"})
+_WITH_PORTS = ("pc-q35", "q35", "virt")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Profile:
     console: str = "serial"
     bootloader: str = ""
     paravirtual_devices: bool = True  # virtio random numbers, guest agent channel; no balloon, no USB
+    ports: bool = False  # each device sits in a port of its own, and no port can be added to a guest that runs
     off_settles_s: float = 0.0
     snapshots: Tuple[str, ...] = ()  # kinds it can take: "disk" = a layer, "full" = with memory
     unsupported: FrozenSet[Do] = frozenset()
@@ -172,6 +175,22 @@ def offer(capabilities: str) -> Offer:
         if guest.find(f"arch[@name='{arch}']") is not None
     }
     return Offer(arch, frozenset(guests))
+
+
+def in_ports(choice: Choice, domain_capabilities: str) -> Choice:
+    """The same choice for the machine that libvirt would take: with PCI Express each device needs a port (q35, and
+    `virt` of ARM).  Errors: ValueError when these are no domain capabilities.
+
+    Source: libvirt's docs/pci-hotplug and formatdomaincaps.
+    """
+    if choice.profile is None:
+        return choice
+    try:
+        machine = ElementTree.fromstring(domain_capabilities).findtext("machine", "")
+    except ElementTree.ParseError as error:
+        raise ValueError(f"domain capabilities are no XML: {error}") from None
+    ports = machine.startswith(_WITH_PORTS)
+    return dataclasses.replace(choice, profile=dataclasses.replace(choice.profile, ports=ports))
 
 
 def pick(driver: str, offered: Offer, cpu_flags: FrozenSet[str], emulation: str) -> Choice:

@@ -35,6 +35,9 @@ def gather(conn: libvirt.virConnect, emulation: str) -> HostFacts:
     driver = conn.getType()
     offered = drivers.offer(conn.getCapabilities())
     choice = drivers.pick(driver, offered, drivers.cpu_flags(CPUINFO.read_text(errors="replace")), emulation)
+    if choice.profile is not None and driver == "QEMU":
+        wanted = conn.getDomainCapabilities(None, offered.arch, None, choice.profile.domain_type)
+        choice = drivers.in_ports(choice, wanted)
     profile = choice.profile or drivers.of_driver(driver)
     if profile is None:
         raise ValueError(choice.why)
