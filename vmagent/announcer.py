@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from vmagent import ports
 from vmagent.consequences import Consequences, unseen
-from vmagent.core import codec, events
+from vmagent.core import codec, events, imageviews
 from vmagent.core.changes import Change, Publish
 from vmagent.core.commands import VERBS
 from vmagent.core.model import Now
@@ -74,7 +74,7 @@ class Announcer:
         await self._changed_images(self._clock.now())
 
     async def _changed_images(self, now: Now) -> None:
-        """How many run on it alone is no news: each vm.state says what it runs on."""
+        """How many run on it alone is no news: each vm.state says what it runs on.  Nor is its last use."""
         views = self._images(now)
         told, self._images_told = self._images_told, _digests(views)
         if told is None:
@@ -116,5 +116,4 @@ def _key(view: Mapping[str, Any]) -> str:
 
 
 def _digests(views: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
-    return {_key(view): codec.digest({name: value for name, value in view.items() if name != "running"})
-            for view in views}
+    return {_key(view): codec.digest(imageviews.news(view)) for view in views}

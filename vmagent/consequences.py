@@ -132,8 +132,8 @@ def unseen(vm: str) -> Observed:
 def settlement(row: CommandRow, now: Now) -> List[Change]:
     """A command's final verdict: stored, replied, audited."""
     why = _why(row.reply)
-    audit = PutAudit(now.wall, row.signer, row.route, row.schema.split("/")[0], ",".join(row.members[:20]), row.status,
-                     why, row.id)
+    audit = PutAudit(now.wall, row.signer, row.route, row.schema.split("/")[0],
+                     ",".join(row.members[:20]) or "host", row.status, why, row.id)
     changes: List[Change] = [PutCommand(row), audit]
     if row.route == "broker":
         changes.append(SendReply(row.reply_to, row.reply))

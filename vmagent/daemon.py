@@ -111,6 +111,7 @@ class Daemon:
         await parts.images.start()
         await parts.endorse()
         await parts.keepers.revoker.look()
+        await parts.keepers.images.work()
         await parts.network()
         parts.hypervisor.start(parts.hint, parts.connection)
         await self._first_look()

@@ -131,11 +131,13 @@ class Intake:
     async def take(self, command: Command) -> Mapping[str, Any]:
         """Decide, commit, answer.  A command seen before gets its stored reply again."""
         room = await self._room()
+        if command.verb.startswith("image."):
+            await self._images.look()
         row, marks = await self._world.transact(lambda: self._decide(command, room))
         for vm in marks:
             self._mark(vm)
-        if command.verb == "image.revoke":
-            await self._images.after()
+        if command.verb.startswith("image.") and VERBS[command.verb].changes:
+            await self._images.after(command.verb)
             with suppress(Fault):  # told within the minute at the latest
                 await self._host_changed()
         if command.verb.startswith("host."):
@@ -205,8 +207,9 @@ class Intake:
             return self._on_vms(command, room, now)
         authority.authorise(command, self.policy, (), ())
         if command.verb.startswith("image."):
-            changed, result = self._images.effect(command, now)
-            return changed, self._done(command, (), result, now), ()
+            effect = self._images.effect(command, now)
+            reply = _reply(command, effect.status, result=effect.result)
+            return list(effect.changes), self._row(command, (), effect.status, reply, now), ()
         if command.verb == "host.report":
             return await self._snapshot(now), self._done(command, (), {}, now), ()
         drained = command.verb == "host.drain"

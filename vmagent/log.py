@@ -150,6 +150,9 @@ MESSAGES: Mapping[str, Message] = {
         logging.WARNING,
         "Rules or an interface of ours belonged to no VM any more and were removed.",
     ),
+    "image-evicted": Message(
+        "6c8e01a3f2c74b4f9a30b5a4f1d0c284", logging.INFO, "A golden image's file was removed from the cache by command."
+    ),
     "image-fetched": Message(
         "6c8e01a3f2c74b4f9a30b5a4f1d0c280", logging.INFO, "A golden image was fetched, verified and put into the cache."
     ),

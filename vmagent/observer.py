@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 
 from vmagent import ports
 from vmagent.core import identity, proof
+from vmagent.core.imagemodel import Fetching, fetching
 from vmagent.core.model import DomainSeen, HostSeen, NetworkSeen, Observed, Seen, VmRecord, VmSpec
 from vmagent.core.snapshotmodel import is_file
 from vmagent.errors import Fault
@@ -67,9 +68,15 @@ class Observer:
         network = await self._network(record, domain)
         cgroup = self._cgroups.seen((record.vm,)).get(record.vm) if domain.seen in LIVE else None
         fetched = "overlay" in leftovers or self._images.here(record.spec.image)
-        observed = Observed(domain, self._twice(domain), leftovers, self._speaking(record), network, cgroup, fetched)
+        fetching = self._fetching(record) if "download" in leftovers else None
+        observed = Observed(domain, self._twice(domain), leftovers, self._speaking(record), network, cgroup, fetching,
+                            fetched)
         self._world.observed[record.vm] = observed
         return observed
+
+    def _fetching(self, record: VmRecord) -> Optional[Fetching]:
+        sha512 = record.spec.image.sha512
+        return next((fetching(one) for one in self._images.downloads() if one.sha512 == sha512), None)
 
     def _begun_reading(self, record: VmRecord) -> Optional[Deferred[bool]]:
         """A start waits for the proof: the network is read beside the domain."""

@@ -9,15 +9,14 @@ import dataclasses
 import logging
 import random
 from dataclasses import dataclass
-from typing import Any, Callable, Coroutine, FrozenSet, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Coroutine, Mapping, Optional, Sequence, Tuple
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 import vmagent
-from vmagent import ports
+from vmagent import imageparts, ports
 from vmagent.announcer import Announcer
-from vmagent.broker.endorsers import TrustedEndorsers
 from vmagent.broker.signing import Unsigned, Verifier
 from vmagent.broker.trust import TrustStore
 from vmagent.channel import Channel, channel
@@ -40,10 +39,8 @@ from vmagent.host.shaper import TcShaper
 from vmagent.hypervisor.adapter import Libvirt
 from vmagent.hypervisor.perform import Paths
 from vmagent.imagecommands import ImageCommands
-from vmagent.images.building import Surroundings, local_images, web
-from vmagent.images.listsignature import LONGEST_SIGNED
-from vmagent.images.local import Contexts, LocalImages
-from vmagent.images.reading import UrlReader
+from vmagent.imagekeeping import ImageKeeper
+from vmagent.images.local import LocalImages
 from vmagent.images.subscriptions import Subscriptions
 from vmagent.intake import Intake, Limits
 from vmagent.lanes import Lanes
@@ -61,7 +58,6 @@ from vmagent.sweeping import Sweeper
 from vmagent.world import World
 
 log = logging.getLogger("vmagent.daemon")
-LIST_S = 300.0  # the longest that fetching an image list may take
 THREADS = {"store": 1, "images": 3, "network": 2, "files": 1, "fetching": 4}
 RELOAD_S = 30.0
 LIST_PART = "image-list "  # and its identifier: the part of host.state's `degraded`
@@ -87,6 +83,7 @@ class Keepers:
     watchman: Watchman
     snapshotting: Snapshotting
     revoker: Revoker
+    images: ImageKeeper
 
 
 @dataclass
@@ -161,8 +158,8 @@ class Parts:
         """What is looked after once a minute, each by itself: what fails holds up nothing else."""
         keepers = self.keepers
         for look in (self._files, self._network_again, lambda: keepers.holder.hold(whole=True), keepers.revoker.look,
-                     keepers.sweeper.sweep, keepers.watchman.count, self._learn, self.intake.minute,
-                     self.announcer.changed):
+                     keepers.images.work, keepers.sweeper.sweep, keepers.watchman.count, self._learn,
+                     self.intake.minute, self.announcer.changed):
             try:
                 await look()
             except Fault as fault:
@@ -184,6 +181,7 @@ class Parts:
         self.world.degraded.update({LIST_PART + name: why for name, why in self.lists.troubles.items()})
         self.reconciler.mark_all()
         self._run(self.keepers.revoker.look())
+        self.keepers.images.wake()
         self._run(self.announcer.changed())
 
     async def _network_again(self) -> None:
@@ -216,6 +214,7 @@ class Parts:
         self.reconciler.stop()
         self.keepers.snapshotting.stop()
         self.keepers.revoker.stop()
+        self.keepers.images.stop()
         self.lists.stop()
         self.local.stop()
         self.channel.inbox.stop()
@@ -265,7 +264,7 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
     broker = config.broker
     store = SqliteStore(config.directories.state / "vmagent.db", lanes["store"], broker.spool_rows,
                         broker.spool_mib * 2**20)
-    images = _images(config, reactor, clock, chance, lanes, lambda: _wished(world), store.context)
+    images = imageparts.files(config, reactor, clock, chance, lanes, lambda: imageparts.wished(world), store.context)
     interfaces.ours_alone(policy.instance)
     kernel = _kernel(policy, lanes["network"])
     hypervisor = Libvirt(config.hypervisor, policy.instance, _paths(images), reactor, kernel.processes.halted,
@@ -273,23 +272,19 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
     late, feed = _LateOutbox(), LiveFeed()
     world = World(store, late, Feeds(feed, Chronicle()))
     consequences = Consequences(world, policy)
-    observer = Observer(world, hypervisor, images, kernel.firewall, kernel.shaper, kernel.cgroups, kernel.processes,
-                        clock)
-    performers = {"hypervisor": hypervisor, "images": images, "firewall": kernel.firewall, "shaper": kernel.shaper,
-                  "cgroups": kernel.cgroups}
-    snapshotting = Snapshotting(world, hypervisor.jobs, images, consequences, clock, reactor)
-    reconciler = Reconciler(world, observer, performers, consequences, clock, reactor, snapshotting.wanted)
-    _heard(reconciler.mark, snapshotting.attend, images.tell)
+    observer, snapshotting, reconciler = _loop(world, hypervisor, images, kernel, consequences, clock, reactor)
     recovery = Recovery(world, store, observer, reconciler, consequences, clock)
-    keepers = _keepers(world, kernel, hypervisor, observer, reconciler, consequences, clock, reactor,
+    keepers = _keepers(world, kernel, hypervisor, images, observer, reconciler, consequences, clock, reactor,
                        snapshotting)
-    commands = ImageCommands(world, consequences, keepers.revoker)
+    imageparts.heard(reconciler.mark, keepers.images.news, snapshotting.attend, images.tell)
+    commands = ImageCommands(world, consequences, keepers.revoker, keepers.images)
     trust = TrustStore(config.security)
     verifier = _verifier(config, trust)
-    lists = _lists(config, trust, lanes["files"], reactor, clock, chance)
+    lists = imageparts.lists(config, trust, lanes["files"], reactor, clock, chance)
     capabilities = _capabilities(hypervisor, kernel, consequences)
     announcer = Announcer(world, store, hypervisor, consequences, clock, config.security.commands,
                           vmagent.__version__, lambda: _days_left(trust, clock), capabilities, commands.here)
+    keepers.images.attend(announcer.changed)
     intake = Intake(world, store, verifier, _room(hypervisor, images, kernel, world), consequences,
                     Limits(broker.max_command_kib * 1024, config.security.commands == "signed"), clock,
                     reconciler.mark, announcer.snapshot_changes, announcer.changed, commands)
@@ -305,33 +300,18 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
                  keepers, announcer, intake, local, trust, lists, lanes)
 
 
-def _lists(
-    config: Config, trust: TrustStore, lanes: Lanes, reactor: Any, clock: ports.Clock, chance: random.Random
-) -> Subscriptions:
-    fetch = config.images.fetch
-    reader = UrlReader(web(fetch, reactor), lanes, reactor, fetch.stall_s, LIST_S, LONGEST_SIGNED)
-    folder = config.directories.state / "lists"
-    return Subscriptions(folder, TrustedEndorsers(trust), lanes, reactor, clock, chance.random, reader.read)
-
-
-def _heard(mark: Callable[[str], None], *tellers: Callable[[Callable[[str], None]], None]) -> None:
-    """Whoever works beside the loop marks a VM when there is something new to see."""
-    for tell in tellers:
-        tell(mark)
-
-
-def _images(
-    config: Config, reactor: Any, clock: ports.Clock, chance: random.Random, lanes: Mapping[str, Lanes],
-    needed: Callable[[], FrozenSet[str]], contexts: Contexts,
-) -> LocalImages:
-    around = Surroundings(reactor, lanes["fetching"], chance.random, lambda: walltime.seconds(clock.now().wall),
-                          config.policy.disk_floor_gib, needed, contexts)
-    return local_images(config.images, config.policy.images, lanes["images"], around, config.policy.volumes)
-
-
-def _wished(world: World) -> FrozenSet[str]:
-    """Golden images of wishes that are not closed.  Called on a lane's thread: one copy, then no more looks."""
-    return frozenset(record.spec.image.sha512 for record in tuple(world.records.values()))
+def _loop(
+    world: World, hypervisor: Libvirt, images: LocalImages, kernel: Kernel, consequences: Consequences,
+    clock: ports.Clock, reactor: Any,
+) -> Tuple[Observer, Snapshotting, Reconciler]:
+    """Who looks, who has long jobs under way, and the loop over both."""
+    observer = Observer(world, hypervisor, images, kernel.firewall, kernel.shaper, kernel.cgroups, kernel.processes,
+                        clock)
+    performers = {"hypervisor": hypervisor, "images": images, "firewall": kernel.firewall, "shaper": kernel.shaper,
+                  "cgroups": kernel.cgroups}
+    snapshotting = Snapshotting(world, hypervisor.jobs, images, consequences, clock, reactor)
+    return observer, snapshotting, Reconciler(world, observer, performers, consequences, clock, reactor,
+                                              snapshotting.wanted)
 
 
 def _kernel(policy: Policy, lanes: Lanes) -> Kernel:
@@ -341,8 +321,8 @@ def _kernel(policy: Policy, lanes: Lanes) -> Kernel:
 
 
 def _keepers(
-    world: World, kernel: Kernel, hypervisor: Libvirt, observer: Observer, reconciler: Reconciler,
-    consequences: Consequences, clock: ports.Clock, reactor: Any, snapshotting: Snapshotting,
+    world: World, kernel: Kernel, hypervisor: Libvirt, images: LocalImages, observer: Observer,
+    reconciler: Reconciler, consequences: Consequences, clock: ports.Clock, reactor: Any, snapshotting: Snapshotting,
 ) -> Keepers:
     return Keepers(
         Holder(world, observer, kernel.firewall, kernel.shaper, kernel.cgroups, reconciler, consequences, clock),
@@ -350,6 +330,7 @@ def _keepers(
         Watchman(world, kernel.firewall, clock),
         snapshotting,
         Revoker(world, consequences, reconciler.mark, clock, reactor, _begin),
+        ImageKeeper(world, consequences, images, clock, reactor, _begin),
     )
 
 

@@ -112,6 +112,14 @@ class Images(Protocol):
     def files(self) -> Deferred[Tuple[ImageFile, ...]]:
         """What the cache holds, by SHA-512.  Faults: REFUSED."""
 
+    def fetch(self, who: str, image: ImageRef) -> None:
+        """FETCH_IMAGE for a wish that is no VM's; `who` is its id.  It is told and asks again as a VM is, and waits
+        until `give_up`.  Quick.  Faults: REFUSED, FULL, BUSY, each when it asks again.
+        """
+
+    def give_up(self, who: str) -> None:
+        """This wish wants nothing any more.  Quick."""
+
     def downloads(self) -> Tuple[Download, ...]:
         """Those that are under way, and those that wait for their turn.  Quick."""
 

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 
 import vmagent
 from vmagent import ports
+from vmagent.core import imageviews
 from vmagent.core.model import NicCounters, Now, Observed, VmRecord
 from vmagent.core.policy import Policy
 from vmagent.errors import Fault, Problem
@@ -57,6 +58,7 @@ class Queries:
             "list": self._list, "show": self._show, "who": self._who, "over": self._over, "audit": self._audit,
             "drain_check": self._drain_check, "status": self._status, "capacity": self._capacity,
             "doctor": self._doctor, "limits": self._limits, "images": self._list_images,
+            "downloads": self._downloads,
         }
         return {verb: _deferred(query) for verb, query in queries.items()}
 
@@ -89,7 +91,13 @@ class Queries:
 
     async def _list_images(self, args: Args) -> Any:
         """What image.list answers, and VM by VM who runs on what."""
+        await self._catalogue.look()
         return {**self._catalogue.listing(self._now()), "running": self._catalogue.running()}
+
+    async def _downloads(self, args: Args) -> Any:
+        """What is being fetched, how far, for whom."""
+        records, pending = self._world.records, self._world.pending
+        return imageviews.downloads(self._images.downloads(), records, pending, self._now())
 
     def _newest(self, vm: str) -> Mapping[str, Observed]:
         """The last look at this VM with the last at its network, which is looked at more often."""

@@ -29,7 +29,7 @@ from vmagent.world import World
 
 log = logging.getLogger("vmagent.reconciler")
 COMMIT_WAIT_S = 5.0  # past it a safe action goes ahead of its record (DESIGN 1.9)
-OWED_LOOK_S = 5.0  # while a reply is owed, look at least this often
+OWED_LOOK_S = 5.0  # while a reply is owed, or an image is fetched for it, look at least this often
 READY_POLL_FIRST_S, READY_POLL_MOST_S = 1.0, 30.0
 STEPS_AT_ONCE = 64
 LONGEST_STEP_S = 2 * max(row.deadline_s for row in TABLE.values() if row.port != "jobs") + 60
@@ -259,7 +259,7 @@ class Reconciler:
         """Wake when the plan says, or sooner while something is expected that sends no event."""
         vm, now = planned.record.vm, self._clock.now().at
         waits = [] if planned.wake_at is None else [planned.wake_at - now]
-        if self._world.owed(vm):
+        if self._world.owed(vm) or observed.fetching is not None:
             waits.append(OWED_LOOK_S)
         if observed.domain.seen is Seen.MISSING and not observed.missing_twice:
             waits.append(MISSING_APART_S)

@@ -13,7 +13,7 @@ from twisted.internet.defer import DeferredLock
 
 from vmagent import ports
 from vmagent.core.changes import Change, CommandRow, Epoch, PutCommand, PutRevocation, PutSetting, PutVm, Stored
-from vmagent.core.imagemodel import Revocation
+from vmagent.core.imagemodel import ImageFile, Revocation
 from vmagent.core.model import ForeignSeen, NetworkSeen, Observed, VmRecord
 from vmagent.core.trust import VerifiedList
 
@@ -38,6 +38,7 @@ class World:
         self.observed: Dict[str, Observed] = {}
         self.network: Dict[str, NetworkSeen] = {}  # VM id -> its network limits as last read back
         self.foreign: Tuple[ForeignSeen, ...] = ()
+        self.files: Mapping[str, ImageFile] = {}  # what the image cache holds by SHA-512, as last seen; never stored
         self.lists: Mapping[str, VerifiedList] = {}  # image lists by identifier, as last verified; never stored
         self.degraded: Dict[str, str] = {}  # part -> why, published with host.state
         self._owed: Dict[str, Set[str]] = {}  # VM id -> ids of commands that still owe a final reply

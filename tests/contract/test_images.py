@@ -176,6 +176,34 @@ def test_what_cannot_be_fetched_is_told_when_it_is_asked_for_again_and_once(benc
     bench.over(of.image)
 
 
+def test_a_wish_that_is_no_vm_s_is_fetched_for_and_told_as_one(bench: Bench) -> None:
+    one = dataclasses.replace(bench.spec(), image=bench.elsewhere)
+    bench.do(Do.FETCH_IMAGE, one)
+    bench.images.fetch("a wish", bench.elsewhere)
+    (download,) = bench.images.downloads()
+    assert download.waiting == tuple(sorted([one.vm, "a wish"]))
+    assert set(bench.leftovers()) == {one.vm}
+    bench.over(bench.elsewhere)
+    assert "a wish" in bench.told
+    assert [file.sha512 for file in bench.files()] == [bench.elsewhere.sha512]
+
+
+def test_a_wish_that_is_given_up_ends_its_download(bench: Bench) -> None:
+    bench.images.fetch("a wish", bench.elsewhere)
+    bench.images.give_up("a wish")
+    assert bench.images.downloads() == ()
+    bench.images.give_up("a wish")
+
+
+def test_a_wish_is_told_why_when_it_asks_again(bench: Bench) -> None:
+    image = dataclasses.replace(bench.elsewhere, id="x", url="file:///nowhere")
+    bench.images.fetch("a wish", image)
+    bench.over(image)
+    with pytest.raises(Fault) as caught:
+        bench.images.fetch("a wish", image)
+    assert caught.value.kind is FaultKind.REFUSED
+
+
 def test_a_file_that_nobody_stands_on_is_evicted_and_no_other(bench: Bench) -> None:
     of = dataclasses.replace(bench.spec(), image=bench.elsewhere)
     bench.do(Do.FETCH_IMAGE, of)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import urllib.request
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Tuple
 
 import pytest
 
@@ -145,3 +145,39 @@ def test_a_revocation_reaches_those_that_run(agent: Agent, controller: Controlle
     refused = controller.reply(controller.send("vm.start", start_args(flavour="dot", image=image, networks=None)))
     assert refused["status"] == "refused"
     assert "revoked" in refused["problem"]["type"]
+
+
+def final(controller: Controller, verb: str, args: Mapping[str, Any], status: str) -> Mapping[str, Any]:
+    """The last reply to this command, which has this status."""
+    return controller.reply(controller.send(verb, args), status)
+
+
+def test_an_image_is_fetched_by_command_kept_while_it_runs_and_then_evicted(
+    agent: Agent, controller: Controller, source: ImageServer
+) -> None:
+    """Issue 4, point 1: the cache by its verbs, the first over `kill -9`; the start finds the file here."""
+    agent.start(crash_at="committed")
+    image = offered(source)
+    name = {"sha512": image["sha512"]}
+    fetch = controller.send("image.fetch", image)
+    agent.crashed()
+    agent.start()
+    assert controller.reply(fetch, "done")["result"]["cached"]["size"] == len(IDLE)
+    asked = len(source.asked)
+    (vm,) = started(controller, image, 1)
+    assert len(source.asked) == asked, "it was here"
+    problem = final(controller, "image.evict", name, "refused")["problem"]
+    assert problem["type"] == "image-in-use"
+    assert [one["vm"] for one in problem["vms"]] == [vm]
+    assert qemu_pids(vm)
+    controller.send("vm.kill", {"vms": [vm]})
+    controller.wait_phase(vm, "stopped")
+    final(controller, "image.pin", name, "done")
+    agent.kill9()
+    agent.start()
+    assert final(controller, "image.evict", name, "refused")["problem"]["type"] == "image-pinned"
+    final(controller, "image.unpin", name, "done")
+    cached = agent.folder / "state" / "cache"
+    assert list(cached.glob("*.img"))
+    final(controller, "image.evict", name, "done")
+    assert not list(cached.glob("*"))

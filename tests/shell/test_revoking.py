@@ -185,7 +185,7 @@ def test_killed_between_the_revocation_and_the_decision_it_is_decided_at_start(
 ) -> None:
     vm = started(sites[0])
 
-    async def dead() -> None:
+    async def dead(verb: str) -> None:
         """The process ended here."""
 
     sites[0].intake._images.after = dead  # type: ignore[method-assign]
@@ -217,9 +217,9 @@ def test_a_store_that_fails_loses_nothing_and_repeats_nothing(tmp_path: Path) ->
     vm = started(site)
     real = site.intake._images.after
 
-    async def on_a_full_disk() -> None:
+    async def on_a_full_disk(verb: str) -> None:
         store.fails = full
-        await real()
+        await real(verb)
 
     site.intake._images.after = on_a_full_disk  # type: ignore[method-assign]
     revoke(site)

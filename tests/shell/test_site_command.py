@@ -12,7 +12,9 @@ from twisted.internet.defer import TimeoutError, ensureDeferred
 from twisted.python.failure import Failure
 
 from tests.support.controlled import HOST, STATE, World, fired, host_state, site
+from vmagent.core import imageviews
 from vmagent.core.identity import vm_id
+from vmagent.core.imagemodel import ImageRecord, Kept
 from vmagent.errors import Problem
 from vmagent.site import __main__ as command
 from vmagent.site import appliance
@@ -157,6 +159,11 @@ VERBS: List[Tuple[List[str], str, Dict[str, Any]]] = [
     (["revoke", HOST, "tiny", "--action", "kill"], "image.revoke", {"id": "tiny", "action": "kill"}),
     (["revoke", "*", "ab" * 64, "--revocation", "7"], "image.revoke",
      {"sha512": "ab" * 64, "action": "forbid", "version": 7}),
+    (["images", "revoke", HOST, "tiny"], "image.revoke", {"id": "tiny", "action": "forbid"}),
+    (["images", "fetch", HOST, "tiny", "--within", "1h"], "image.fetch", {"id": "tiny", "fetch_by_s": 3600}),
+    (["images", "evict", HOST, "ab" * 64], "image.evict", {"sha512": "ab" * 64}),
+    (["images", "pin", HOST, "tiny"], "image.pin", {"id": "tiny"}),
+    (["images", "unpin", HOST, "tiny"], "image.unpin", {"id": "tiny"}),
 ]
 
 
@@ -194,6 +201,53 @@ def test_limits_as_json_are_those_of_the_state(world: World) -> None:
     world.reply(world.commands()[0].id, "done", {"vms": [STATE]})
     assert ran.json["vms"] == [{name: STATE[name] for name in ("vm", "name", "phase", "since", "age_s", "limits")}]
     assert ran.code == 0
+
+
+def test_the_images_of_a_host(world: World) -> None:
+    told = (ImageRecord("tiny", "ab" * 64, "raw", "site"),)
+    said = {"id": "x", "sha512": "", "version": 1, "action": "forbid", "by": "me", "why": "because", "at": ""}
+    answer = {**imageviews.listing(told, [], {}, lambda one: None, Kept({}, {})), "revocations": [said]}
+    for more in ([], ["--json"]):
+        ran = Ran(world, "images", "list", HOST, *more)
+        sent = world.commands()[-1]
+        assert sent.verb == "image.list"
+        world.reply(sent.id, "done", answer)
+        assert ran.code == 0
+        text = ran.out.getvalue()
+        assert json.loads(text) == json.loads(json.dumps(answer)) if more else "tiny" in text and "because" in text
+
+
+def test_a_fetch_shows_how_far_it_is_and_waits_for_its_end(world: World) -> None:
+    ran = Ran(world, "images", "fetch", HOST, "tiny", "--wait")
+    (sent,) = world.commands()
+    waits, comes = {"step": "waiting", "percent": 0}, {"step": "fetching", "percent": 40}
+    for fetch, why in ((None, None), (waits, None), (comes, None), (comes, "503")):
+        world.reply(sent.id, "accepted", {"image": {"id": "tiny"}, "fetch": fetch, "why": why})
+    assert ran.going
+    world.reply(sent.id, "done", {"image": {"id": "tiny"}})
+    assert ran.code == 0
+    assert ran.err.getvalue().splitlines() == ["tiny  waiting", "tiny  fetching 40 %", "tiny  fetching 40 %  503"]
+
+
+def test_an_eviction_waits_for_its_end_by_itself(world: World) -> None:
+    ran = Ran(world, "images", "evict", HOST, "tiny")
+    (sent,) = world.commands()
+    world.reply(sent.id, "accepted", {"image": {"id": "tiny"}})
+    assert ran.going
+    problem = {"type": "image-in-use", "title": "t", "detail": "d"}
+    world.reply(sent.id, "failed", {"image": {"id": "tiny"}}, problem=problem)
+    assert ran.code == 1
+    assert "image-in-use" in ran.err.getvalue()
+
+
+def test_a_start_that_waits_shows_how_far_its_image_is(world: World) -> None:
+    ran = Ran(world, *START, "--wait")
+    vm = member(world, "")["vm"]
+    ran.reply("accepted", member(world, "accepted"))
+    for percent in (0, 30, 30, 90):
+        world.state(vm, "fetching", fetch={"step": "fetching", "percent": percent})
+    assert [line.split("  ")[-1] for line in ran.err.getvalue().splitlines()] == [
+        "fetching 0 %", "fetching 30 %", "fetching 90 %"]
 
 
 def test_limits_of_nobody(world: World) -> None:

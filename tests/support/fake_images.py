@@ -30,8 +30,11 @@ class FakeImages:
         self.failing: Dict[Do, Fault] = {}
         self.waiting = False
         self.cached: Dict[str, ImageFile] = {}  # by SHA-512
-        self.fetching: Dict[str, ImageRef] = {}  # VM id -> what it waits for
+        self.fetching: Dict[str, ImageRef] = {}  # VM id, or that of a wish -> what it waits for
+        self.asking: Set[str] = set()  # wishes that are no VM's
+        self.progress: Dict[str, int] = {}  # SHA-512 -> bytes of its download
         self.fetch_faults: Dict[str, Fault] = {}  # VM id -> what it is told when it asks again
+        self.evict_faults: List[Fault] = []  # what the next evictions meet
         self.news: Callable[[str], None] = lambda vm: None
         self._kept: List[Tuple[Deferred[None], Action]] = []
 
@@ -55,9 +58,27 @@ class FakeImages:
 
     def downloads(self) -> Tuple[Download, ...]:
         wanted = {image.sha512: image for image in self.fetching.values()}
-        return tuple(Download(sha512, image.url, 0, image.size, 0.0) for sha512, image in wanted.items())
+        waiting = {sha512: tuple(sorted(who for who, image in self.fetching.items() if image.sha512 == sha512))
+                   for sha512 in wanted}
+        return tuple(Download(sha512, image.url, self.progress.get(sha512, 0), image.size, 0.0, "fetching",
+                              waiting[sha512]) for sha512, image in wanted.items())
+
+    def fetch(self, who: str, image: ImageRef) -> None:
+        fault = self.fetch_faults.pop(who, None)
+        if fault is not None:
+            raise fault
+        self.asking.add(who)
+        if image.sha512 not in self.cached:
+            self.fetching[who] = image
+
+    def give_up(self, who: str) -> None:
+        self.asking.discard(who)
+        self.fetching.pop(who, None)
+        self.fetch_faults.pop(who, None)
 
     def evict(self, sha512: str) -> Deferred[None]:
+        if self.evict_faults:
+            return fail(self.evict_faults.pop(0))
         if sha512 not in self.cached:
             return fail(Fault(FaultKind.GONE, "no such file"))
         if any(a.spec.image.sha512 == sha512 and self.made.get(a.vm) for a in self.performed):
@@ -87,7 +108,7 @@ class FakeImages:
 
     def leftovers(self) -> Deferred[Mapping[str, FrozenSet[str]]]:
         found = {vm: frozenset(kinds) for vm, kinds in self.made.items() if kinds}
-        waiting = {vm: found.get(vm, frozenset()) | {"download"} for vm in self.fetching}
+        waiting = {vm: found.get(vm, frozenset()) | {"download"} for vm in self.fetching if vm not in self.asking}
         return succeed({**found, **waiting})
 
     def free_gib(self) -> Deferred[int]:

@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Sequ
 from twisted.internet.defer import Deferred, fail, succeed
 
 from tests.support import building
+from tests.support.fake_images import FakeImages
 from tests.support.fake_jobs import FakeJobs
 from tests.support.hostnet import HostCgroups, HostFirewall, HostShaper
 from tests.support.world import World as VmWorld
@@ -44,6 +45,8 @@ class FakeHost:
         self.contexts: Callable[[str], Any] = lambda command: succeed(None)
         self.seeds: Dict[str, Mapping[str, bytes]] = {}  # VM id -> the files of its seed, as last made
         self.firewall, self.shaper, self.cgroups = HostFirewall(self), HostShaper(self), HostCgroups(self)
+        self.shelf = FakeImages()  # the image cache; `fetches`: images with a URL are looked for there
+        self.fetches = False
         self.jobs = FakeJobs(lambda vm: self.worlds[vm].seen if vm in self.worlds else Seen.MISSING)
         self.jobs.on_layers = self._layered
 
@@ -60,6 +63,10 @@ class FakeHost:
             return waiting
         if self.fail.get(action.do):
             return fail(self.fail[action.do].pop(0))
+        if action.do is Do.FETCH_IMAGE and self.fetches:
+            return self.shelf.perform(action)
+        if action.do is Do.CLEAN_UP:
+            self.shelf.give_up(action.vm)
         if action.do is Do.MAKE_SEED:
             given = self.contexts(action.spec.command) if action.spec.context else succeed(NOTHING)
             return given.addCallback(lambda context: self._seed(action, context))
@@ -121,10 +128,28 @@ class FakeHost:
     def leftovers(self, *args: Any) -> Any:
         if args:  # as Processes: (vm, devices)
             return frozenset()
-        return succeed({vm: frozenset(word for word in w.left if is_file(word)) for vm, w in self.worlds.items()})
+        found = {vm: frozenset(word for word in w.left if is_file(word)) for vm, w in self.worlds.items()}
+        waiting = {vm: found.get(vm, frozenset()) | {"download"} for vm in self.shelf.fetching
+                   if vm not in self.shelf.asking}
+        return succeed({**found, **waiting})
 
     def here(self, image: ImageRef) -> bool:
-        return True
+        return not self.fetches or self.shelf.here(image)
+
+    def files(self) -> Any:
+        return self.shelf.files()
+
+    def downloads(self) -> Any:
+        return self.shelf.downloads()
+
+    def evict(self, sha512: str) -> Deferred[None]:
+        return self.shelf.evict(sha512)
+
+    def fetch(self, who: str, image: ImageRef) -> None:
+        self.shelf.fetch(who, image)
+
+    def give_up(self, who: str) -> None:
+        self.shelf.give_up(who)
 
     def free_gib(self) -> Deferred[int]:
         return succeed(self.gib)

@@ -24,6 +24,8 @@ from vmagent.counting import Watchman
 from vmagent.errors import Problem
 from vmagent.holding import Holder
 from vmagent.imagecommands import ImageCommands
+from vmagent.imagekeeping import ImageKeeper
+from vmagent.imageparts import heard
 from vmagent.intake import Intake, Limits
 from vmagent.local.feed import LiveFeed
 from vmagent.observer import Observer
@@ -82,14 +84,15 @@ class Site:
         self.snapshotting = Snapshotting(self.world, h.jobs, h, self.consequences, h, self.reactor)
         self.reconciler = Reconciler(self.world, self.observer, performers, self.consequences, h, self.reactor,
                                      self.snapshotting.wanted)
-        self.snapshotting.attend(self.reconciler.mark)
         self.holder = Holder(self.world, self.observer, h.firewall, h.shaper, h.cgroups, self.reconciler,
                              self.consequences, h)
         self.sweeper = Sweeper(self.world, h, h.firewall, h.shaper, h)
         self.watchman = Watchman(self.world, h.firewall, h)
         self.revoker = Revoker(self.world, self.consequences, self.reconciler.mark, h, self.reactor, self.run)
         self.recovery = Recovery(self.world, self.store, self.observer, self.reconciler, self.consequences, h)
-        commands = ImageCommands(self.world, self.consequences, self.revoker)
+        self.keeper = ImageKeeper(self.world, self.consequences, h, h, self.reactor, self._begin)
+        heard(self.reconciler.mark, self.keeper.news, self.snapshotting.attend, h.shelf.tell)
+        commands = ImageCommands(self.world, self.consequences, self.revoker, self.keeper)
         self.announcer = Announcer(
             self.world, self.store, h, self.consequences, h, "signed", "0", dict,
             lambda: limitviews.capabilities(h.info(), h.firewall.info(), h.shaper.info(), 2,
@@ -97,11 +100,13 @@ class Site:
         self.intake = Intake(self.world, self.store, Trusting(), self._room, self.consequences, Limits(262144, True), h,
                              self.reconciler.mark, self.announcer.snapshot_changes, self.announcer.changed,
                              commands)
+        self.keeper.attend(self.announcer.changed)
         self.stored = self.wait(self.store.open(h.now()))
         self.world.load(self.stored)
         self.run(self.recovery.restored())
         self.run(self.recovery.recall())
         self.run(self.revoker.look())
+        self.run(self.keeper.work())
         self.run(self.recovery.resync())
 
     def _room(self) -> Deferred[HostRoom]:
@@ -116,6 +121,9 @@ class Site:
 
     def run(self, coroutine: Any) -> Any:
         return self.wait(Deferred.fromCoroutine(coroutine))
+
+    def _begin(self, coroutine: Any) -> None:
+        Deferred.fromCoroutine(coroutine)
 
     def settle(self, until: Any, seconds: float = 120.0) -> None:
         """Turn, a tenth of a second of boot time at a time, until `until()`."""
@@ -134,6 +142,7 @@ class Site:
         self.reconciler.stop()
         self.snapshotting.stop()
         self.revoker.stop()
+        self.keeper.stop()
         self.wait(self.store.close())
         self.lane.stop()
 
@@ -192,10 +201,11 @@ def lives(folder: Path, **kw: Any) -> Iterator[List[Site]]:
         site.stop()
 
 
-def again(sites: List[Site], folder: Path) -> Site:
+def again(sites: List[Site], folder: Path, **kw: Any) -> Site:
     """The agent dies and comes back on the same host: nothing is told, closed or written."""
     old = sites[-1]
     old.reconciler.stop()
+    old.keeper.stop()
     old.wait(old.store.close())
-    sites.append(Site(folder, old.host))
+    sites.append(Site(folder, old.host, **kw))
     return sites[-1]

@@ -22,7 +22,8 @@ FQAN = "/vo.example/prod/Role=pilot"
 MORE: Dict[str, Dict[str, Any]] = {
     "vm.extend": {"lifetime_s": 1}, "vm.limits": {"cpu_weight": 50}, "vm.snapshot": {"name": "s"},
     "vm.snapshot.delete": {"name": "s"}, "vm.snapshot.cancel": {"name": "s"},
-    "image.revoke": {"id": "tiny"}, "vm.attach": {"volume": "data"}, "vm.detach": {"volume": "data"},
+    **dict.fromkeys(("image.revoke", "image.fetch", "image.evict", "image.pin", "image.unpin"), {"id": "tiny"}),
+    "vm.attach": {"volume": "data"}, "vm.detach": {"volume": "data"},
 }  # fmt: skip
 """What a verb needs beside a selector."""
 
@@ -115,7 +116,10 @@ def test_no_rows_no_rights() -> None:
 def test_what_concerns_everybody_needs_the_scope_all(scope: str) -> None:
     assert why(command("image.revoke", id="tiny"), [row(scope=scope)]) == [None]
     assert why(command("image.revoke", id="tiny"), [row(scope=scope), row(scope="all")]) == []
-    assert why(command("image.list"), [row(scope=scope)]) == []
+    for verb in ("image.evict", "image.pin", "image.unpin"):
+        assert why(command(verb, id="tiny"), [row(scope=scope)]) == [None]
+    for verb, args in (("image.list", {}), ("image.fetch", {"id": "tiny"})):
+        assert why(command(verb, **args), [row(scope=scope)]) == []
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ from vmagent.core.model import (
 from vmagent.errors import Problem
 from vmagent.local import ctl, ctl_parser, limittables, tables, views
 from vmagent.local.ctl_client import Unreachable
-from vmagent.local.ctl_commands import COMMANDS, Session
+from vmagent.local.ctl_commands import COMMANDS
+from vmagent.local.ctl_session import Session
 
 NOW = now(2000.0)
 RUNS = record(journal=ran(1000.0, ready_at=1010.0))

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import argparse
 import base64
-import re
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from vmagent.core import context, duration, rates
-from vmagent.core.revocation import ACTIONS
 from vmagent.errors import Problem
 
 
@@ -343,22 +341,3 @@ def span(text: str) -> int:
     """A span in seconds, as an argparse type."""
     seconds: int = checked(duration.seconds)(text)
     return seconds
-
-
-def add_revocation(parser: argparse.ArgumentParser) -> None:
-    """Which image is not to be trusted, and what is to become of who runs on it."""
-    parser.add_argument("image", metavar="IMAGE", help="its id, or the SHA-512 of its bytes (128 hex digits)")
-    parser.add_argument("--action", choices=ACTIONS, default="forbid", help=(
-        "report: only tell who runs it; forbid: refuse starts (default); pause, stop, kill: and what becomes of guests "
-        "that run, if the site does not do more anyway"))
-    parser.add_argument("--revocation", type=int, metavar="N", help=(
-        "the site's count of revocations (default: the next one that the host knows of)"))
-
-
-def revocation_args(said: Mapping[str, Any]) -> Dict[str, Any]:
-    """The `args` of image.revoke."""
-    named = "sha512" if re.fullmatch("[0-9a-f]{128}", said["image"]) else "id"
-    args: Dict[str, Any] = {named: said["image"], "action": said["action"]}
-    if said["revocation"] is not None:
-        args["version"] = said["revocation"]
-    return args

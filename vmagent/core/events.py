@@ -160,6 +160,7 @@ def vm_state(record: VmRecord, observed: Observed, now: Now, policy: Policy) -> 
             for use in record.journal.volumes
         ],
         "snapshots": snapshots.told(record),
+        "fetch": codec.plain(observed.fetching),
     }
     data.update(_asked(spec))
     return data

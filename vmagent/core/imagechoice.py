@@ -14,35 +14,38 @@ from typing import Any, Mapping, Optional
 from urllib.parse import urlsplit
 
 from vmagent.core import trust
-from vmagent.core.imagemodel import REQUEST, ImageRecord
+from vmagent.core.imagemodel import REQUEST, ImageRecord, nameless
 from vmagent.core.model import ImageRef
 from vmagent.core.policy import Policy
 from vmagent.core.startimage import Endorsements, StartImage
 from vmagent.errors import Problem
 
-PATH = "args.image.url"
+PATH = "args.image"
 _ODD = re.compile(r"[^!-~]|[\"<>\\^`{|}]")
 _CLIMBING = re.compile(r"(^|/)\.{1,2}(/|$)|%2e|%2f|%5c|%00", re.IGNORECASE)
 
 
 def described(
-    image: Mapping[str, Any], policy: Policy, known: Endorsements, vo: Optional[str]
+    image: Mapping[str, Any], policy: Policy, known: Endorsements, vo: Optional[str], path: str = PATH
 ) -> StartImage:
-    """`args.image` of a schema-valid start that has a URL.  Problems: `image-url`, and those of `trust.verdict`."""
+    """`args.image` of a schema-valid start that has a URL, or what stands at `path`.
+
+    Problems: `image-url`, and those of `trust.verdict`.
+    """
     url, accepted = image["url"], list(policy.image_requests)
     try:
         check_url(url)
     except ValueError as error:
-        raise Problem("image-url", f"this URL cannot be taken: {error}", path=PATH) from None
+        raise Problem("image-url", f"this URL cannot be taken: {error}", path=f"{path}.url") from None
     if not any(url.startswith(prefix) for prefix in accepted):
         below = f"only below {', '.join(accepted)}" if accepted else "nowhere: name one by its id"
         detail = f"{policy.host} fetches images that a request describes {below}"
-        raise Problem("image-url", detail, path=PATH, accepted=accepted)
-    id = f"sha512-{image['sha512'][:16]}"
+        raise Problem("image-url", detail, path=f"{path}.url", accepted=accepted)
+    id = nameless(image["sha512"])
     record = ImageRecord(id, image["sha512"], image["format"], REQUEST, url, image.get("size", 0))
     reason = trust.verdict(record, known.lists, policy.trust, known.now_wall, vo)
     if reason is not None:
-        raise Problem(reason.type, reason.detail, path="args.image", **reason.fields)
+        raise Problem(reason.type, reason.detail, path=path, **reason.fields)
     return StartImage(ImageRef(id, record.sha512, record.format, url, record.size))
 
 

@@ -10,6 +10,7 @@ Rules
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Mapping, Optional, Tuple
 
 SITE, LIST, REQUEST = "site", "list", "request"
 """Who told us of an image: the site's own catalogue, a signed list, a command that named URL and SHA-512."""
@@ -34,7 +35,6 @@ class ImageRecord:
     created_wall: str = ""
     expires_wall: str = ""  # "" = never
     vo: str = ""
-    pinned: bool = False  # never evicted
     revoked_by: str = ""  # "" = it is not
     revoked_why: str = ""
     revoked_wall: str = ""
@@ -63,6 +63,34 @@ class Download:
     total: int  # bytes; 0 = not known
     since: float  # boot time
     step: str = "fetching"  # waiting (for its turn) | fetching | inspecting | converting
+    waiting: Tuple[str, ...] = ()  # ids of the VMs and of the image.fetch commands that want it
+
+
+@dataclass(frozen=True)
+class Fetching:
+    """How far a download is, in steps that are worth telling."""
+
+    step: str  # a Download's
+    percent: Optional[int]  # in tens, rounded down; None = its size is not known
+
+
+@dataclass(frozen=True)
+class Pin:
+    """What the site wants kept in the cache whatever room is needed; it is about bytes."""
+
+    sha512: str
+    id: str  # what they were called then
+    by: str  # who signed it; "local:<user>"
+    why: str
+    wall: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What this host's cache holds, and what of it must stay; both by SHA-512."""
+
+    files: Mapping[str, ImageFile]
+    pins: Mapping[str, Pin]
 
 
 @dataclass(frozen=True)
@@ -82,6 +110,16 @@ class Revocation:
         """What it is about; the newest version about it counts."""
         return f"sha512:{self.sha512}" if self.sha512 else f"id:{self.id}"
 
+
+def fetching(download: Download) -> Fetching:
+    """The same, told in tens of percent."""
+    percent = min(100, download.done * 100 // download.total) // 10 * 10 if download.total > 0 else None
+    return Fetching(download.step, percent)
+
+
+def nameless(sha512: str) -> str:
+    """The id of an image that is known by its bytes alone."""
+    return f"sha512-{sha512[:16]}"
 
 
 def golden_format(format: str) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import FrozenSet, Mapping, Optional, Tuple
 
+from vmagent.core.imagemodel import Fetching
 from vmagent.core.limitmodel import (
     CgroupSeen as CgroupSeen,
 )
@@ -343,6 +344,7 @@ class Observed:
     network_seen: Tuple[str, ...] = ()  # devices on which a frame with an assigned source address came in
     network: Optional[NetworkSeen] = None  # None = not looked at: proves nothing
     cgroup: Optional[CgroupSeen] = None  # None = there is none, or it cannot be read
+    fetching: Optional[Fetching] = None  # how far the download is that it waits for
     fetched: bool = True  # its golden image has a file here; looked at only while there is no overlay
 
 

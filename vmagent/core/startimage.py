@@ -41,7 +41,7 @@ class StartImage:
     minimum_disk_gib: int = 1
 
 
-def chosen(id: str, policy: Policy, known: Endorsements, vo: Optional[str]) -> StartImage:
+def chosen(id: str, policy: Policy, known: Endorsements, vo: Optional[str], path: str = PATH) -> StartImage:
     """The image of this name for an owner of this VO; None = the owner is not known, so no VO is asked about.
 
     Problems: `unknown-image`, `not-supported-here` (its format), and those of `trust.verdict`: the first place's.
@@ -50,14 +50,14 @@ def chosen(id: str, policy: Policy, known: Endorsements, vo: Optional[str]) -> S
     if not found:
         names = _names(policy, known)
         detail = f"there is no image {id}; there is {', '.join(names) or 'none'}"
-        raise Problem("unknown-image", detail, path=PATH, accepted=list(names))
+        raise Problem("unknown-image", detail, path=path, accepted=list(names))
     reasons = []
     for record in found:
         reason = _reason(record, policy, known, vo)
         if reason is None:
             return _start_image(record, policy, known)
         reasons.append(reason)
-    raise Problem(reasons[0].type, reasons[0].detail, path=PATH, **reasons[0].fields)
+    raise Problem(reasons[0].type, reasons[0].detail, path=path, **reasons[0].fields)
 
 
 def _names(policy: Policy, known: Endorsements) -> Tuple[str, ...]:

@@ -137,7 +137,7 @@ def candidates(
 
 def of_catalogue(image: CatalogueImage) -> ImageRecord:
     """The site's own image as a record."""
-    return ImageRecord(image.id, image.sha512.lower(), image.format, SITE)
+    return ImageRecord(image.id, image.sha512.lower(), image.format, SITE, image.url, image.size)
 
 
 def _asked(image: ImageRecord, lists: Mapping[str, VerifiedList]) -> Iterator[str]:

@@ -113,7 +113,8 @@ class Downloads:
         return {vm for job in self._jobs.values() for vm in job.waiting}
 
     def now(self) -> Tuple[Download, ...]:
-        return tuple(job.download for job in self._jobs.values())
+        return tuple(dataclasses.replace(job.download, waiting=tuple(sorted(job.waiting)))
+                     for job in self._jobs.values())
 
     def _go_on(self) -> None:
         under_way = sum(job.work is not None for job in self._jobs.values())

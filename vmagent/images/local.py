@@ -79,6 +79,7 @@ class LocalImages:
         self._cache = cache
         self._downloads = downloads
         self._space = space
+        self._asking: Set[str] = set()  # wishes that are no VM's
         self._work: Mapping[Do, Callable[[Action], Deferred[None]]] = {
             Do.FETCH_IMAGE: self._fetch,
             Do.MAKE_OVERLAY: self._make_overlay,
@@ -120,6 +121,16 @@ class LocalImages:
     def files(self) -> Deferred[Tuple[ImageFile, ...]]:
         """See ports.Images."""
         return self._lanes.run("cache", _LOOK_S, mapped, self._cache.files)
+
+    def fetch(self, who: str, image: ImageRef) -> None:
+        """See ports.Images."""
+        self._asking.add(who)
+        self._downloads.ask(who, image)
+
+    def give_up(self, who: str) -> None:
+        """See ports.Images."""
+        self._asking.discard(who)
+        self._downloads.drop(who)
 
     def downloads(self) -> Tuple[Download, ...]:
         """See ports.Images."""
@@ -163,7 +174,7 @@ class LocalImages:
         return succeed(None)
 
     def _with_downloads(self, found: Mapping[str, FrozenSet[str]]) -> Mapping[str, FrozenSet[str]]:
-        waiting = {vm: found.get(vm, frozenset()) | {"download"} for vm in self._downloads.waiting()}
+        waiting = {vm: found.get(vm, frozenset()) | {"download"} for vm in self._downloads.waiting() - self._asking}
         return {**found, **waiting}
 
     def _make_overlay(self, action: Action) -> Deferred[None]:

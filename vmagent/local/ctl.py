@@ -14,7 +14,8 @@ from typing import Optional, Sequence, TextIO
 from vmagent.errors import Problem
 from vmagent.local import ctl_doctor, ctl_parser, tables
 from vmagent.local.ctl_client import Client, Unreachable
-from vmagent.local.ctl_commands import COMMANDS, Code, Session
+from vmagent.local.ctl_commands import COMMANDS
+from vmagent.local.ctl_session import Code, Session
 
 INTERRUPTED = 130
 FAILURES = ("fault", "internal")

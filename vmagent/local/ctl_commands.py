@@ -6,46 +6,14 @@ up to ctl.py, which turns them into codes 3 and 4.
 
 from __future__ import annotations
 
-import argparse
 import json
-import uuid
-from dataclasses import dataclass
-from enum import IntEnum
-from typing import Any, Callable, Dict, Mapping, TextIO, Tuple
+from typing import Any, Callable, Dict, Mapping, Tuple
 
 from vmagent import givenfiles
-from vmagent.core import asking
+from vmagent.core import asking, imageasking
 from vmagent.errors import Problem
-from vmagent.local import handles, imagetables, limittables, protocol, tables
-from vmagent.local.ctl_client import Client
-
-
-class Code(IntEnum):
-    """Exit codes; the help says the same."""
-
-    OK = 0
-    NO = 1
-    USAGE = 2
-    UNKNOWN = 2
-    REFUSED = 3
-    UNREACHABLE = 4
-
-
-@dataclass(frozen=True)
-class Session:
-    """One run of vmagentctl."""
-
-    said: argparse.Namespace
-    client: Client
-    out: TextIO
-    screen: tables.Screen
-    ask: Callable[[str], bool]  # a question to the person -> yes?
-
-    def show(self, answer: Any, draw: Callable[[tables.Screen, Any], None]) -> None:
-        if self.said.json:
-            self.out.write(json.dumps(answer, indent=2) + "\n")
-        else:
-            draw(self.screen, answer)
+from vmagent.local import ctl_images, handles, limittables, protocol, tables
+from vmagent.local.ctl_session import Code, Session, command
 
 
 def _looker(verb: str, draw: Callable[[tables.Screen, Any], None]) -> Callable[[Session], int]:
@@ -85,11 +53,6 @@ def audit(session: Session) -> int:
     return Code.OK
 
 
-def images(session: Session) -> int:
-    session.show(session.client.ask("images"), imagetables.running if session.said.running else imagetables.images)
-    return Code.OK
-
-
 def over(session: Session) -> int:
     answer = session.client.ask("over", {"handle": session.said.handle})
     session.show(answer, tables.over)
@@ -101,19 +64,10 @@ def over(session: Session) -> int:
 # -- commands
 
 
-def _command(session: Session, verb: str, args: Mapping[str, Any], **members: Any) -> int:
-    payload: Dict[str, Any] = {"schema": f"{verb}/1", "id": str(uuid.uuid4()), "args": dict(args), **members}
-    if session.said.reason:
-        payload["reason"] = session.said.reason
-    reply = session.client.ask(protocol.COMMAND, payload)
-    session.show(reply, tables.reply)
-    return {"refused": Code.REFUSED, "failed": Code.NO}.get(reply["status"], Code.OK)
-
-
 def start(session: Session) -> int:
     owner = {"subject": session.said.owner, "fqan": session.said.fqan}
     args = asking.start_args(vars(session.said), givenfiles.content)
-    return _command(session, "vm.start", args, on_behalf_of=owner)
+    return command(session, "vm.start", args, on_behalf_of=owner)
 
 
 def on_vms(session: Session) -> int:
@@ -127,7 +81,7 @@ def on_vms(session: Session) -> int:
     args.update(getattr(said, "volume", None) or {})
     if said.verb == "extend":
         args["lifetime_s"] = said.lifetime
-    return _command(session, f"vm.{said.verb}", args)
+    return command(session, f"vm.{said.verb}", args)
 
 
 def _chosen(session: Session) -> Dict[str, Any]:
@@ -144,7 +98,7 @@ def limits(session: Session) -> int:
     said = session.said
     if asking.changes_limits(vars(said)):
         changes = asking.limits_args(vars(said))
-        return _command(session, "vm.limits", {**_chosen(session), **changes})
+        return command(session, "vm.limits", {**_chosen(session), **changes})
     if not said.vms:
         raise Problem("usage", "name the VMs whose limits are to be shown, or say what to change")
     answers = [session.client.ask("limits", {"vm": vm}) for vm in said.vms]
@@ -155,7 +109,7 @@ def limits(session: Session) -> int:
 def snapshot(session: Session) -> int:
     """Without an option it only looks."""
     verb, args = asking.snapshot_args(vars(session.said))
-    return _command(session, verb, {**_chosen(session), **args})
+    return command(session, verb, {**_chosen(session), **args})
 
 
 def _ids(session: Session) -> Tuple[str, ...]:
@@ -170,19 +124,19 @@ def revoke(session: Session) -> int:
     strict = said.action in ("pause", "stop", "kill")
     if strict and not said.yes and not session.ask(f"{said.action} every VM that runs on {said.image}?"):
         raise Problem("usage", "not done: it may concern several VMs, and nobody said yes (use --yes)")
-    return _command(session, "image.revoke", asking.revocation_args(vars(said)))
+    return command(session, "image.revoke", imageasking.revocation_args(vars(said)))
 
 
 def drain(session: Session) -> int:
     if session.said.check is None:
-        return _command(session, "host.drain", {})
+        return command(session, "host.drain", {})
     answer = session.client.ask("drain_check", {"minutes": session.said.check / 60})
     session.show(answer, tables.drain_check)
     return Code.OK if answer["yes"] else Code.NO
 
 
 def undrain(session: Session) -> int:
-    return _command(session, "host.undrain", {})
+    return command(session, "host.undrain", {})
 
 
 COMMANDS: Mapping[str, Callable[[Session], int]] = {
@@ -193,7 +147,7 @@ COMMANDS: Mapping[str, Callable[[Session], int]] = {
     "capacity": _looker("capacity", tables.capacity),
     "events": events,
     "audit": audit,
-    "images": images,
+    "images": ctl_images.images,
     "revoke": revoke,
     "over": over,
     "start": start,

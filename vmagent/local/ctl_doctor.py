@@ -16,7 +16,7 @@ from vmagent.config import Config
 from vmagent.errors import Problem
 from vmagent.local import doctor, tables
 from vmagent.local.ctl_client import Client, Unreachable
-from vmagent.local.ctl_commands import Code
+from vmagent.local.ctl_session import Code
 
 Row = Dict[str, str]  # {id, title, level, text, mend}
 

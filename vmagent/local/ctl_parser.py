@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any, Tuple
 
-from vmagent.core import asking
+from vmagent.core import asking, imageasking
 
 DEFAULT_SOCKET = Path("/run/vmagent/vmagent.sock")
 DEFAULT_CONFIG = Path("/etc/vmagent/vmagent.yaml")
@@ -78,12 +78,32 @@ def _looking(subs: Any) -> None:
     audit.add_argument("-n", "--limit", type=_count, default=50, metavar="N", help="entries, newest first (default 50)")
     audit.add_argument("--subject", default="", metavar="ID", help="only those about this VM id")
     images = _add(subs, "images", "the images that this host knows, and whether they are trusted",
-                  "vmagentctl images\n  vmagentctl images --running --json")
+                  "vmagentctl images\n  vmagentctl images --running --json\n  vmagentctl images --downloads --follow\n"
+                  "  vmagentctl images fetch el9-worker --wait\n  vmagentctl images evict el8-worker")
     images.add_argument("--running", action="store_true", help="VM by VM: who runs on which image")
+    images.add_argument("--downloads", action="store_true", help="what is being fetched, how far, for whom")
+    images.add_argument("-f", "--follow", action="store_true", help="with --downloads: until nothing is fetched")
+    _cache(images.add_subparsers(dest="does", metavar="ACTION"))
     over = _add(subs, "over", "the proof that whatever was started under a handle is over",
                 "vmagentctl over 3fa1c0de-...      # a VM id\n  vmagentctl over batch-4711         # a tag\n"
                 "  vmagentctl over 6f1c2f9e-... && echo gone   # the id of the start command")
     over.add_argument("handle", metavar="HANDLE", help="a VM id, a tag, or the id of the command that started it")
+
+
+def _cache(actions: Any) -> None:
+    fetch = _add(actions, "fetch", "have an image fetched before a VM wants it",
+                 "vmagentctl images fetch el9-worker --wait\n"
+                 "  vmagentctl images fetch --url https://images.example.org/el9.qcow2 --format qcow2 --sha512 ...")
+    imageasking.add_fetch(fetch)
+    fetch.add_argument("--wait", action="store_true", help="until it is here, and show how far it is")
+    evict = _add(actions, "evict", "remove an image's file from the cache", "vmagentctl images evict el8-worker")
+    pin = _add(actions, "pin", "keep an image's file in the cache, whatever room is needed",
+               "vmagentctl images pin el9-worker --reason 'every morning'")
+    unpin = _add(actions, "unpin", "take a pin away", "vmagentctl images unpin el9-worker")
+    for sub in (evict, pin, unpin):
+        imageasking.add_named(sub)
+    for sub in (fetch, evict, pin, unpin):
+        _reason(sub)
 
 
 def _acting(subs: Any) -> None:
@@ -122,7 +142,7 @@ def _revoking(subs: Any) -> None:
                   "vmagentctl revoke el9-worker --reason 'CVE-2026-0001'\n"
                   "  vmagentctl revoke el9-worker --action stop --yes\n"
                   "  vmagentctl revoke el9-worker --action report    # takes it back")
-    asking.add_revocation(revoke)
+    imageasking.add_revocation(revoke)
     revoke.add_argument("--yes", action="store_true", help="do not ask, although it may concern several VMs")
     _reason(revoke)
 

@@ -1,42 +1,26 @@
-"""Images as text for people: `vmagentctl images`, with `--running` VM by VM.  A program reads `--json`."""
+"""Images as text for people: `vmagentctl images`, `--running` VM by VM, `--downloads`.  A program reads `--json`."""
 
 from __future__ import annotations
 
 from typing import Any, Mapping
 
-from vmagent.local.tables import Screen
+from vmagent.core import imagewords
+from vmagent.local.tables import Row, Screen, span
 
-SHORT = 12  # characters of a SHA-512 that a terminal shows
+WIDTH = 20  # of a bar, in characters
 
 
 def _digest(screen: Screen, sha512: str) -> str:
-    return sha512[:SHORT] if screen.terminal else sha512
-
-
-def _revoked(image: Mapping[str, Any]) -> str:
-    said = image["revoked"]
-    return f"{said['action']} by {said['by']}: {said['why']}" if said else ""
+    return sha512[: imagewords.SHORT] if screen.terminal else sha512
 
 
 def images(screen: Screen, answer: Mapping[str, Any]) -> None:
-    header = ("IMAGE", "SHA512", "FORMAT", "SOURCE", "ENDORSER", "LIST", "EXPIRES", "RUNNING", "TRUSTED", "REVOKED")
-    screen.table(header, [
-        (one["id"], _digest(screen, one["sha512"]), one["format"], one["source"], one["endorser"] or "",
-         " ".join(filter(None, (one["list"], one["list_version"]))), one["expires"] or "", str(one["running"]),
-         "yes" if one["trusted"] else f"no: {one['problem']['type']}", _revoked(one))
-        for one in answer["images"]
-    ], "no images")
-    unknown = [one for one in answer["revocations"] if not _here(one, answer["images"])]
+    screen.table(imagewords.HEADER, imagewords.rows(answer, whole=not screen.terminal), "no images")
+    unknown = imagewords.elsewhere(answer)
     if unknown:
         screen.line()
         screen.line("revoked, and not known here:")
-        rows = [(one["id"] or one["sha512"], str(one["version"]), one["action"], one["by"], one["why"], one["at"])
-                for one in unknown]
-        screen.table(("IMAGE", "VERSION", "ACTION", "BY", "WHY", "AT"), rows)
-
-
-def _here(said: Mapping[str, Any], images: Any) -> bool:
-    return any(said["id"] in ("", one["id"]) and said["sha512"] in ("", one["sha512"]) for one in images)
+        screen.table(imagewords.REVOCATIONS_HEADER, unknown)
 
 
 def running(screen: Screen, answer: Mapping[str, Any]) -> None:
@@ -47,3 +31,30 @@ def running(screen: Screen, answer: Mapping[str, Any]) -> None:
          _digest(screen, one["image"]["sha512"]), one["image"].get("endorser", ""), one["distrust"], one["done"])
         for one in answer["running"]
     ], "no VMs")
+
+
+def downloads(screen: Screen, answer: Mapping[str, Any]) -> None:
+    """What is being fetched, how far, for whom; with a bar on a terminal."""
+    header = ("IMAGE", "STEP", "DONE", "OF", "PERCENT", "SINCE", "FOR", "FROM")
+    screen.table(header, [_download(screen, one) for one in answer["downloads"]], "nothing is being fetched")
+
+
+def _download(screen: Screen, one: Mapping[str, Any]) -> Row:
+    percent = one["percent"]
+    told = "" if percent is None else f"{percent} %"
+    if screen.terminal and percent is not None:
+        told = f"{bar(percent)} {told}"
+    return (one["id"], one["step"], imagewords.size(one["done"]), imagewords.size(one["total"]) if one["total"] else "",
+            told, span(one["since_s"]), ", ".join(_whom(screen, each) for each in one["for"]), one["url"])
+
+
+def bar(percent: int) -> str:
+    """A bar of WIDTH characters."""
+    full = WIDTH * percent // 100
+    return "#" * full + "." * (WIDTH - full)
+
+
+def _whom(screen: Screen, one: Mapping[str, Any]) -> str:
+    if "vm" in one:
+        return " ".join(filter(None, (screen.id(one["vm"]), one["name"], one["owner"])))
+    return f"image.fetch by {one['by']}"

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any, Tuple
 
-from vmagent.core import asking
+from vmagent.core import asking, imageasking
 from vmagent.site import appliance
 from vmagent.site.settings import DEFAULT_PATH
 
@@ -62,8 +62,9 @@ def parser() -> argparse.ArgumentParser:
                "vmagent-site revoke wn1.example.org el9-worker --reason 'CVE-2026-0001' --revocation 7\n"
                "  vmagent-site revoke '*' el9-worker --action stop --reason 'CVE-2026-0001' --revocation 7")
     sub.add_argument("host", metavar="HOST", help="the host's name; * = every host")
-    asking.add_revocation(sub)
+    imageasking.add_revocation(sub)
     _asked(sub)
+    _images(subs)
     _pki(subs)
     return top
 
@@ -146,6 +147,32 @@ def _looking(subs: Any) -> None:
 def _listen(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--timeout", type=asking.span, default=LISTEN_S, metavar="SPAN",
                      help=f"how long to wait for hosts (default {LISTEN_S}s); ends sooner when all known ones answered")
+
+
+def _images(subs: Any) -> None:
+    images = _add(subs, "images", "the images of a host: look, fetch, evict, pin, revoke",
+                  "vmagent-site images list wn1.example.org\n"
+                  "  vmagent-site images fetch wn1.example.org el9-worker --wait\n"
+                  "  vmagent-site images evict wn1.example.org el8-worker --reason 'not used any more'")
+    actions = images.add_subparsers(dest="does", metavar="ACTION", required=True)
+    for name, about, teach in (
+        ("list", "the images that a host knows, and whether they are trusted", None),
+        ("fetch", "have an image fetched before a VM wants it", imageasking.add_fetch),
+        ("evict", "remove an image's file from a host's cache", imageasking.add_named),
+        ("pin", "keep an image's file in a host's cache, whatever room is needed", imageasking.add_named),
+        ("unpin", "take a pin away", imageasking.add_named),
+        ("revoke", "say on a host, or on all, that an image is not to be trusted any more", imageasking.add_revocation),
+    ):
+        whose = "wn1.example.org el9-worker" if teach else "wn1.example.org"
+        sub = _add(actions, name, about, f"vmagent-site images {name} {whose}")
+        _host(sub)
+        if teach is not None:
+            teach(sub)
+        if name == "fetch":
+            sub.add_argument("--wait", action="store_true", help="until it is here, and show how far it is")
+        elif name == "evict":
+            sub.set_defaults(wait=True)
+        _asked(sub)
 
 
 def _pki(subs: Any) -> None:

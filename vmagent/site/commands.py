@@ -13,14 +13,14 @@ from typing import Any, Awaitable, Callable, Dict, List, Mapping, Sequence, Text
 
 from twisted.internet.defer import Deferred
 
-from vmagent.core import asking
+from vmagent.core import asking, imageasking
 from vmagent.core.model import Owner
 from vmagent.errors import Problem
 from vmagent.site import output
 from vmagent.site.arguments import ANSWER_S, WAIT_S
 from vmagent.site.controller import EVERY_HOST, Controller, Event
 from vmagent.site.handle import Handle, Reply
-from vmagent.site.progress import Shown
+from vmagent.site.progress import FetchShown, Shown
 
 
 class Code(IntEnum):
@@ -125,11 +125,28 @@ async def on_host(run: Run) -> int:
 async def revoke(run: Run) -> int:
     """On one host, or on all: then the first answer will do, for each host keeps the command until it reads it."""
     said = run.said
-    handle = await run.controller.revoke(said.host, reason=said.reason, **asking.revocation_args(vars(said)))
+    handle = await run.controller.revoke(said.host, reason=said.reason, **imageasking.revocation_args(vars(said)))
     code = _result(run, handle, await _answered(run, handle))
     if said.host == EVERY_HOST:
         run.tell("this is what the first host answered; each one's images say its revocation_version (host.state)")
     return code
+
+
+async def images(run: Run) -> int:
+    """list, fetch, evict, pin, unpin, revoke."""
+    said = run.said
+    if said.does == "revoke":
+        return await revoke(run)
+    if said.does == "list":
+        reply = await _answered(run, run.controller.command(said.host, "image.list", {}))
+        (output.as_json if said.json else output.images)(run.out, reply["result"])
+        return Code.OK
+    args = imageasking.fetch_args(vars(said)) if said.does == "fetch" else imageasking.named_args(vars(said))
+    handle = run.controller.command(said.host, f"image.{said.does}", args, reason=said.reason)
+    with FetchShown(run.err) as shown:
+        handle.hear(shown.reply)
+        reply = await _answered(run, handle)
+    return _result(run, handle, reply)
 
 
 async def _answered(run: Run, handle: Handle) -> Reply:
@@ -254,6 +271,7 @@ COMMANDS: Mapping[str, Callable[[Run], Awaitable[int]]] = {
     "drain": on_host,
     "undrain": on_host,
     "revoke": revoke,
+    "images": images,
     "list": listing,
     "report": report,
     "watch": watch,

@@ -7,7 +7,7 @@ Fault: UNKNOWN when no answer came while the command was valid, REFUSED when the
 
 from __future__ import annotations
 
-from typing import Any, List, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, List, Mapping, Optional, Tuple, Union
 
 from twisted.internet.defer import Deferred
 
@@ -61,6 +61,7 @@ class Handle:
         self.ids = ids
         self.reply: Optional[Reply] = None  # the newest
         self.refusals: List[Problem] = []  # of a command to every host: who did not want to
+        self._listeners: List[Callable[[Reply], None]] = []
         self._accepted = Answer()
         self._done = Answer()
 
@@ -90,9 +91,15 @@ class Handle:
         result = (self.reply or {}).get("result") or {}
         return tuple(result.get("members") or ())
 
+    def hear(self, listener: Callable[[Reply], None]) -> None:
+        """Call `listener` with every reply from now on, those that only tell how far it is too."""
+        self._listeners.append(listener)
+
     def take(self, reply: Reply) -> None:
         """A reply came; what waits is settled once, by the first reply that does."""
         self.reply = reply
+        for listener in self._listeners:
+            listener(reply)
         status = reply["status"]
         if not self.ids:
             self.ids = tuple(str(one["vm"]) for one in self.members if "vm" in one)

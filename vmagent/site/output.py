@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, List, Mapping, Sequence, TextIO, Tuple
 
-from vmagent.core import columns, duration, limitwords
+from vmagent.core import columns, duration, imagewords, limitwords
 from vmagent.errors import Problem
 from vmagent.site.fleet import Fleet
 
@@ -65,6 +65,16 @@ def hosts(out: TextIO, fleet: Fleet, names: Sequence[str]) -> None:
                      "; ".join(f"{one['part']}: {one['why']}" for one in state.get("degraded") or ()) or "no",
                      str(state.get("version", "")), str((state.get("epoch") or {}).get("number", ""))))
     out.write("\n".join(columns.lines(header, rows)) + "\n" if rows else "no host answered\n")
+
+
+def images(out: TextIO, answer: State) -> None:
+    """What a host knows of images (image.list)."""
+    rows = imagewords.rows(answer, whole=False)
+    out.write("\n".join(columns.lines(imagewords.HEADER, rows)) + "\n" if rows else "no images\n")
+    unknown = imagewords.elsewhere(answer)
+    if unknown:
+        out.write("\nrevoked, and not known there:\n")
+        out.write("\n".join(columns.lines(imagewords.REVOCATIONS_HEADER, unknown)) + "\n")
 
 
 def event(out: TextIO, body: Mapping[str, Any]) -> None:
