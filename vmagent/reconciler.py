@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any, Callable, Dict, Mapping, Optional, Protocol, Set, Tuple
+from typing import Any, Callable, Dict, Mapping, Optional, Protocol, Sequence, Set, Tuple
 
 from twisted.internet.defer import Deferred
 
@@ -145,8 +145,9 @@ class Reconciler:
         if planned.job is not None and committed:
             self._job(planned.job)
         action = planned.action
-        if action is not None and (committed or action.safe):
-            await self._act(action, observed)
+        doing = () if action is None else action.chain if committed else action.safe_chain
+        if action is not None and doing:
+            await self._act(action, doing, observed)
         elif not committed:
             self._later(record.vm, self._backoff(record.vm))
         else:
@@ -196,9 +197,9 @@ class Reconciler:
         self._acted[action.vm] = (action, seen, times)
         return times
 
-    async def _act(self, action: Action, observed: Observed) -> None:
+    async def _act(self, action: Action, chain: Sequence[Action], observed: Observed) -> None:
         times = self._in_vain(action, observed)
-        for doing in action.chain:
+        for doing in chain:
             reach(f"before-{doing.do.value}")
             try:
                 await self._performers[doing.port].perform(doing)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import uuid
 from pathlib import Path
-from typing import Any, List
+from typing import Any, List, Optional, Sequence
 
 import pytest
-from twisted.internet.defer import fail, succeed
+from twisted.internet.defer import succeed
 
 from tests.support import building, imagelists
+from tests.support.memory_store import FailingStore, full, never
 from tests.support.site import Site, again, start_args
 from tests.support.world import LOOSE
 from vmagent.core import schemas
 from vmagent.core.actions import Do
+from vmagent.core.changes import Change, PutVm
 from vmagent.core.identity import vm_id
 from vmagent.core.imagelist import parse
 from vmagent.core.model import Phase, Seen
@@ -166,31 +168,33 @@ def test_the_store_lost_under_a_running_guest(sites: List[Site], tmp_path: Path)
     assert site.replies(before.spec.command)[-1]["problem"]["type"] == "before-epoch"
 
 
-class FullStore:
-    """A store whose disk is full while `full`."""
-
-    def __init__(self, inner: Any) -> None:
-        self.inner, self.full = inner, False
-
-    def commit(self, changes: Any) -> Any:
-        return fail(Fault(FaultKind.FULL, "no space")) if self.full else self.inner.commit(changes)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-
 def test_a_full_disk_ends_leases_and_takes_no_command(site: Site) -> None:
     vm = started(site, lifetime_s=130)
-    full = FullStore(site.store)
-    site.world._store = full
-    full.full = True
+    store = FailingStore(site.store, full)
+    site.world._store = store
     with pytest.raises(Fault):
         site.send("vm.start", start_args())
     assert len(site.world.records) == 1
     site.settle(lambda: site.host.worlds[vm].seen in (Seen.OFF, Seen.MISSING), 200)
-    full.full = False
+    store.fails = never
     site.settle(lambda: vm not in site.world.records, 200)
     assert site.states(vm)[-1]["outcome"] == "expired"
+
+
+def test_what_follows_a_safe_step_waits_for_its_commit(site: Site) -> None:
+    """The rules are applied without one; the start that would follow in the same go is not begun."""
+    def attempts(changes: Sequence[Change]) -> Optional[FaultKind]:
+        tried = any(isinstance(each, PutVm) and each.record.journal.attempt_boot for each in changes)
+        return FaultKind.FULL if tried else None
+
+    store = FailingStore(site.store, attempts)
+    site.world._store = store
+    vm = vm_id(site.send("vm.start", start_args()), 0)
+    site.settle(lambda: len(store.failed) > 2)
+    assert (vm, Do.APPLY_FIREWALL) in site.host.done
+    assert not {(vm, Do.DEFINE), (vm, Do.START_PAUSED)} & set(site.host.done)
+    store.fails = never
+    site.settle(lambda: site.phase(vm) is Phase.READY)
 
 
 BAD = (

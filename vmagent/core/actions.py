@@ -6,6 +6,7 @@ Which port performs it stands in `port`; `deadline_s` is owned by the lane that 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from enum import Enum
 from typing import Optional, Tuple
@@ -107,6 +108,11 @@ class Action:
     def chain(self) -> Tuple[Action, ...]:
         """This one and all that follow it, in their order."""
         return (self, *self.then.chain) if self.then else (self,)
+
+    @property
+    def safe_chain(self) -> Tuple[Action, ...]:
+        """What of the chain may be performed without the commit: up to the first that is not safe."""
+        return tuple(itertools.takewhile(lambda each: each.safe, self.chain))
 
     @property
     def vm(self) -> str:
