@@ -108,20 +108,7 @@ def test_a_download_goes_on_after_kill_9(agent: Agent, controller: Controller, s
     """Half of it is here when the agent dies; its successor asks for the other half."""
     image = offered(source)
     half = len(IDLE) // 2
-
-    def stalls(handler: Any, path: str, before: int) -> None:
-        if before:
-            source.serve(handler, path, before)
-            return
-        handler.send_response(200)
-        handler.send_header("Content-Length", str(len(IDLE)))
-        handler.send_header("ETag", '"one"')
-        handler.end_headers()
-        handler.wfile.write(IDLE[:half])
-        handler.wfile.flush()
-        source.over.wait(60)
-
-    source.scripts["/idle.raw"] = stalls
+    source.scripts["/idle.raw"] = source.stall(half)
     agent.start()
     vm = vm_of(controller.send("vm.start", start_args(flavour="dot", image=image, networks=None)))
     parts = agent.folder / "state" / "cache"

@@ -9,6 +9,7 @@ from typing import Any, Iterator, List
 import pytest
 
 from tests.support import site as agents
+from tests.support.fetching import Host
 from tests.support.imageserver import Certificates, Turning
 
 
@@ -22,6 +23,14 @@ def turning() -> Iterator[Turning]:
     turning = Turning()
     yield turning
     turning.stop()
+
+
+@pytest.fixture
+def host(tmp_path: Path, certificates: Certificates, turning: Turning) -> Iterator[Host]:
+    """The images of one host, over a server of its own."""
+    made = Host(tmp_path, certificates, turning)
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -80,11 +80,16 @@ class ImageServer:
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self._server.handle_error = lambda *_: None  # type: ignore[method-assign] # a client that goes away is no news
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificates.server)
-        self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.present(certificates)
+        plain, options = self._server.socket, {"server_side": True, "do_handshake_on_connect": False}
+        self._server.socket = self._context.wrap_socket(plain, **options)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
+
+    def present(self, certificates: Certificates) -> None:
+        """What it shows to whoever connects from now on."""
+        self._context.load_cert_chain(certificates.server)
 
     @property
     def port(self) -> int:
@@ -99,8 +104,10 @@ class ImageServer:
         self._server.server_close()
         self._thread.join(10)
 
-    def serve(self, handler: Any, path: str, before: int, cut_at: Optional[int] = None) -> None:
-        """The file, whole or from where it was asked; cut_at: the connection ends after that many bytes."""
+    def serve(
+        self, handler: Any, path: str, before: int, cut_at: Optional[int] = None, stays: bool = False
+    ) -> None:
+        """The file, whole or from where it was asked; cut_at: the connection ends, or `stays`, after that byte."""
         content = self.files.get(path)
         if content is None:
             handler.send_error(404)
@@ -118,12 +125,36 @@ class ImageServer:
         handler.wfile.write(content[start : len(content) if cut_at is None else cut_at])
         handler.wfile.flush()
         if cut_at is not None:
+            if stays:
+                self.over.wait(60)
             handler.close_connection = True
             handler.connection.close()
 
     def cut(self, at: int, times: int = 1) -> Script:
         """The first `times` answers end after byte `at` of the file."""
         return lambda handler, path, before: self.serve(handler, path, before, at if before < times else None)
+
+    def stall(self, at: int) -> Script:
+        """The first answer tells the whole length, stops after byte `at` and stays open; later ones are whole."""
+
+        def answer(handler: Any, path: str, before: int) -> None:
+            self.serve(handler, path, before, None if before else at, stays=True)
+
+        return answer
+
+
+def headed(status: int, *headers: Tuple[str, Any], body: bytes = b"") -> Script:
+    """An answer of these headers and this body, and of nothing else; then the connection ends."""
+
+    def answer(handler: Any, path: str, before: int) -> None:
+        handler.send_response(status)
+        for name, value in headers:
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(body)
+        handler.close_connection = True
+
+    return answer
 
 
 class Turning:

@@ -27,10 +27,11 @@ from twisted.python.failure import Failure
 
 from vmagent.core.model import ImageRef
 from vmagent.errors import Fault, FaultKind
+from vmagent.images.httpstatus import refused_status
 from vmagent.images.part import Note, Part
 from vmagent.images.places import mapped
 from vmagent.images.walking import opened
-from vmagent.images.web import Answer, Web, refused_status
+from vmagent.images.web import Answer, Web
 from vmagent.lanes import Lanes
 
 GIB = 2**30

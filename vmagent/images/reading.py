@@ -8,7 +8,8 @@ from twisted.internet.defer import Deferred
 
 from vmagent.errors import Fault, FaultKind
 from vmagent.images.fetch import Flow, late
-from vmagent.images.web import Answer, Web, refused_status
+from vmagent.images.httpstatus import refused_status
+from vmagent.images.web import Answer, Web
 from vmagent.lanes import Lanes
 
 _TRUST_S = 20.0

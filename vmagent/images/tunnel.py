@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Optional
 
 from twisted.internet.defer import Deferred
@@ -11,14 +12,20 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from vmagent.errors import Fault, FaultKind
+from vmagent.images.httpstatus import refused_status
 
+_STATUS = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9])( .*)?")
 _LONGEST_HEAD = 16 * 1024
 _END = b"\r\n\r\n"
 
 
 @implementer(IStreamClientEndpoint)
 class Tunnel:
-    """To host:port by way of the proxy behind `to_proxy`.  Connecting fails with Fault BUSY when the proxy says no."""
+    """To host:port by way of the proxy behind `to_proxy`.
+
+    Connecting fails with a Fault when the proxy says no (httpstatus.py: it has no login, so 407 is REFUSED), and with
+    BUSY when it says nothing that makes sense.
+    """
 
     def __init__(self, to_proxy: Any, host: str, port: int) -> None:
         self._to_proxy = to_proxy
@@ -45,7 +52,7 @@ class _Digging(Factory):
 
 
 class _Digger(Protocol):
-    """Asks, waits for 200, then hands everything to the protocol behind it."""
+    """Asks, waits for 2xx, then hands everything to the protocol behind it."""
 
     def __init__(self, target: str, inner: Any, address: Any) -> None:
         self._target = target
@@ -66,7 +73,7 @@ class _Digger(Protocol):
         if _END in self._head:
             self._answered()
         elif len(self._head) > _LONGEST_HEAD:
-            self._refuse("its answer to CONNECT has no end")
+            self._refuse(Fault(FaultKind.BUSY, "the proxy's answer to CONNECT has no end"))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._inner is not None:
@@ -76,9 +83,12 @@ class _Digger(Protocol):
 
     def _answered(self) -> None:
         head, _, rest = self._head.partition(_END)
-        status = head.split(b"\r\n", 1)[0].split(b" ", 2)[1:2]
-        if status != [b"200"]:
-            self._refuse(f"the proxy says {b''.join(status).decode('ascii', 'replace')[:20] or 'nothing'}")
+        said = _STATUS.fullmatch(head.split(b"\r\n", 1)[0])
+        if said is None:
+            self._refuse(Fault(FaultKind.BUSY, "the proxy speaks no HTTP"))
+            return
+        if not said.group(1).startswith(b"2"):
+            self._refuse(refused_status(int(said.group(1)), "the proxy"))
             return
         self._inner = self._factory.buildProtocol(self._address)
         self._inner.makeConnection(self.transport)
@@ -86,9 +96,9 @@ class _Digger(Protocol):
         if rest:
             self._inner.dataReceived(rest)
 
-    def _refuse(self, why: str) -> None:
+    def _refuse(self, fault: Fault) -> None:
         if not self.through.called:
-            self.through.errback(Fault(FaultKind.BUSY, why))
+            self.through.errback(fault)
         self._abort()
 
     def _write(self, data: bytes) -> None:

@@ -6,8 +6,9 @@ Rules
    headers that were asked for.
 2. The server's certificate is checked against the site's CA file, or what the host trusts; its name too.
 3. Whoever opened an answer closes it: `Answer.abort` ends the connection at once, without waiting for the other side.
-4. A Fault says what it means: REFUSED when asking again cannot help (4xx, a wrong certificate, a forbidden redirect),
-   BUSY otherwise.
+4. A Fault says what it means: REFUSED when asking again cannot help (4xx, also of the proxy; a wrong certificate; a
+   forbidden redirect; headers without an end), BUSY otherwise.
+5. What comes before the body is bounded, for Twisted keeps all headers in memory.
 """
 
 from __future__ import annotations
@@ -21,9 +22,8 @@ from OpenSSL import SSL
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectError, ConnectionClosed
-from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
-from twisted.internet.ssl import Certificate, trustRootFromCertificates
+from twisted.internet.ssl import Certificate, VerificationError, trustRootFromCertificates
 from twisted.python.failure import Failure
 from twisted.web.client import (
     Agent,
@@ -40,12 +40,12 @@ from zope.interface import implementer
 import vmagent
 from vmagent.core.imagechoice import check_url
 from vmagent.errors import Fault, FaultKind
+from vmagent.images.gate import LONGEST_HEAD, Gate, Gated
 from vmagent.images.tunnel import Tunnel
 
 MOST_REDIRECTS = 5
 CONNECT_S = 30.0
 _REDIRECTS = (301, 302, 303, 307, 308)
-_AGAIN = (408, 425, 429)  # what asking later may change, beside 5xx
 # What a request may fail with: Twisted has no common base for it.
 _NO_ANSWER = (Fault, OSError, SSL.Error, ConnectError, ConnectionClosed, RequestTransmissionFailed,
               ResponseFailed)  # fmt: skip
@@ -147,20 +147,16 @@ class Web:
         for name, value in headers.items():
             sent.setRawHeaders(name, [value])
         try:
-            return Answer(await agent.request(b"GET", url.encode("ascii"), sent), url, ways.abort)
+            response = await agent.request(b"GET", url.encode("ascii"), sent)
         except CancelledError:
             raise
         except _NO_ANSWER as error:
             ways.abort()
             if any(isinstance(one, CancelledError) for one in _reasons(error)):
                 raise CancelledError from error
-            raise _fault(error) from error
-
-
-def refused_status(status: int) -> Fault:
-    """What an answer that is no success means."""
-    again = status in _AGAIN or status >= 500
-    return Fault(FaultKind.BUSY if again else FaultKind.REFUSED, f"the server says {status}")
+            raise ways.flooded() or _fault(error) from error
+        ways.answered()
+        return Answer(response, url, ways.abort)
 
 
 def check_redirect(url: str) -> None:
@@ -192,7 +188,7 @@ def _fault(error: BaseException) -> Fault:
     faults = [one for one in reasons if isinstance(one, Fault)]
     if faults:
         return faults[0]
-    if any(isinstance(one, SSL.Error) for one in reasons):
+    if any(isinstance(one, (SSL.Error, VerificationError)) for one in reasons):
         return Fault(FaultKind.REFUSED, f"TLS: {_words(error)}")
     return Fault(FaultKind.BUSY, f"no answer: {_words(error)}")
 
@@ -205,7 +201,7 @@ class _Ways:
         self._reactor = reactor
         self._proxy = proxy
         self._trust = trust
-        self._made: List[Any] = []
+        self._made: List[Gate] = []
 
     def endpointForURI(self, uri: Any) -> Any:
         host = uri.host.decode("ascii")
@@ -216,27 +212,20 @@ class _Ways:
             to_proxy = HostnameEndpoint(self._reactor, self._proxy.host, self._proxy.port, timeout=CONNECT_S)
             way = Tunnel(to_proxy, host, uri.port)
         # Below TLS: what is kept can be cut off without a farewell to the other side.
-        kept: Any = _Kept(way, self._made.append)
-        return wrapClientTLS(self._trust.creatorForNetloc(uri.host, uri.port), kept)
+        gated: Any = Gated(way, self._made.append)
+        return wrapClientTLS(self._trust.creatorForNetloc(uri.host, uri.port), gated)
+
+    def answered(self) -> None:
+        """The headers are complete: from here on the reader bounds what comes."""
+        for gate in self._made:
+            gate.left = None
+
+    def flooded(self) -> Optional[Fault]:
+        """That so much came before an answer that no more was taken."""
+        if not any(gate.left == 0 for gate in self._made):
+            return None
+        return Fault(FaultKind.REFUSED, f"more than {LONGEST_HEAD} bytes came before an answer was complete")
 
     def abort(self) -> None:
-        for protocol in self._made:
-            if protocol.transport is not None:
-                protocol.transport.abortConnection()
-
-
-@implementer(IStreamClientEndpoint)
-class _Kept:
-    """An endpoint whose connections somebody keeps."""
-
-    def __init__(self, way: Any, keep: Callable[[Any], None]) -> None:
-        self._way = way
-        self._keep = keep
-
-    def connect(self, protocolFactory: Any) -> Deferred[Any]:
-        def made(protocol: Any) -> Any:
-            self._keep(protocol)
-            return protocol
-
-        connecting: Deferred[Any] = self._way.connect(protocolFactory)
-        return connecting.addCallback(made)
+        for gate in self._made:
+            gate.abort()
