@@ -21,6 +21,9 @@ POINTS = (
     *(f"after-{do.value}" for do in Do),  # the effect happened, nobody observed it
     "sent",  # handed to the broker, no receipt yet
     "receipted",  # receipt came, the row is still in the outbox
+    "fetched",  # an image's bytes are whole, not inspected
+    "inspected",  # they are proven, neither converted nor kept
+    "converted",  # what was made of them is whole, not inspected and without its name
     "ready",  # `ready` is committed
     "revoked",  # what becomes of guests whose image is distrusted is committed, nothing done yet
 )

@@ -65,7 +65,8 @@ class Revoker:
             log.warning("the trust of running images could not be recorded: %s", fault)
             self._waiting = self._timer.callLater(AGAIN_S, self._again)
             return
-        reach("revoked")
+        if marks:
+            reach("revoked")
         for vm in marks:
             self._mark(vm)
         self._wake()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 from tests.support.waiting import until
 from vmagent import children
 from vmagent.errors import Fault, FaultKind
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def alive(pid: int) -> bool:
@@ -105,3 +108,19 @@ def test_files_it_makes_are_private_and_the_environment_is_fixed(tmp_path: Path)
     assert (tmp_path / "made").stat().st_mode & 0o777 == 0o600
     assert "VMAGENT_TEST_LEAK" not in said
     assert said.endswith("\n/\n")
+
+
+def test_what_has_limits_ends_with_the_agent(tmp_path: Path) -> None:
+    """Killed with -9 while it waits."""
+    pid = tmp_path / "pid"
+    limits = "children.Limits(memory_mib=300, cpu_s=30, before=('env', '--'))"
+    asleep = f"['sh', '-c', 'echo $$ > {pid}; exec sleep 300']"
+    script = f"from vmagent import children; children.run({asleep}, 300, limits={limits})"
+    agent = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
+    try:
+        child = int(until(lambda: pid.exists() and pid.read_text().strip(), 20, "the child"))
+        assert alive(child)
+    finally:
+        agent.kill()
+        agent.wait(20)
+    until(lambda: not alive(child), 20, "the child is gone too")

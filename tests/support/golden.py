@@ -21,8 +21,8 @@ from vmagent.images.local import LocalImages
 from vmagent.lanes import Lanes, Reactor
 
 MIB = 2**20
-TOOLS = all(shutil.which(tool) for tool in ("qemu-img", "xorriso", "prlimit"))
-NEEDED = "qemu-img, xorriso and prlimit are not all installed"
+TOOLS = all(shutil.which(tool) for tool in ("qemu-img", "xorriso", "prlimit", "setpriv"))
+NEEDED = "qemu-img, xorriso, prlimit and setpriv are not all installed"
 
 
 class Shelf:

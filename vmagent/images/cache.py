@@ -138,12 +138,6 @@ class Cache:
                 floor = f"above the floor of {shelf.floor // GIB} GiB{doubt}"
                 raise Fault(FaultKind.FULL, f"{more} bytes needed, {max(0, self._free() - shelf.floor)} free {floor}")
 
-    def bound(self, sha512: str) -> int:
-        """Bytes that a conversion may make at most: what the limit and the disk leave."""
-        with self._lock:
-            left = self._shelf.limit - self._taken()
-            return max(0, min(left, self._free() - self._shelf.floor))
-
     def evict(self, sha512: str) -> None:
         """Faults: GONE, BUSY."""
         with self._lock:

@@ -13,22 +13,25 @@ Rules
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Optional, Set, Tuple
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, Optional, Set, Tuple
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from vmagent.core.imagemodel import Download, ImageFile, golden_format
 from vmagent.core.model import ImageRef
+from vmagent.crashpoint import reach
 from vmagent.errors import Fault, FaultKind
 from vmagent.images.cache import Cache
 from vmagent.images.fetch import Fetcher
 from vmagent.images.golden import sha512_of
-from vmagent.images.inspection import convert, inspect
+from vmagent.images.inspection import convert, converted_size, inspect
 from vmagent.images.part import Part
 from vmagent.images.places import PRIVATE, mapped
 from vmagent.lanes import Lanes
@@ -134,9 +137,11 @@ class Downloads:
             job.download = dataclasses.replace(job.download, done=done, total=total)
 
         await self._fetcher.fetch(image, part, told)
+        reach("fetched")
         self._step(job, "inspecting")
         key = f"fetch {image.sha512}"
         virtual_size: int = await self._lanes.run(key, _PROVE_S, mapped, self._prove, image)
+        reach("inspected")
         if golden_format(image.format) != image.format:
             self._step(job, "converting")
         await self._lanes.run(key, _PROVE_S, mapped, self._keep, image, virtual_size)
@@ -175,13 +180,8 @@ class Downloads:
 
     def _prove(self, image: ImageRef) -> int:
         path = self._cache.part_path(image.sha512)
-        try:
-            with path.open("rb") as file:
-                return inspect(file.fileno(), path, image.format, self._largest)
-        except Fault as fault:
-            if fault.kind is FaultKind.REFUSED:
-                self._discard(image)
-            raise
+        with self._gone_if_refused(image), path.open("rb") as file:
+            return inspect(file.fileno(), path, image.format, self._largest)
 
     def _keep(self, image: ImageRef, virtual_size: int) -> None:
         path = self._cache.part_path(image.sha512)
@@ -192,14 +192,29 @@ class Downloads:
         made = self._cache.made_path(image.sha512)
         os.close(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, PRIVATE))
         try:
-            convert(path, image.format, made, self._cache.bound(image.sha512))
-            with made.open("rb") as file:
-                if inspect(file.fileno(), made, wanted, self._largest) != virtual_size:
-                    raise Fault(FaultKind.REFUSED, f"converting changed the size of the disk from {virtual_size} bytes")
-                digest = sha512_of(file.fileno())
+            with self._gone_if_refused(image):
+                digest = self._converted(image, path, made, virtual_size)
             self._cache.put(ImageFile(image.sha512, "", digest, wanted, 0, virtual_size), made)
         finally:
             made.unlink(missing_ok=True)
 
-    def _discard(self, image: ImageRef) -> None:
-        Part(self._cache.part_path(image.sha512), 0).discard()
+    def _converted(self, image: ImageRef, path: Path, made: Path, virtual_size: int) -> str:
+        """Fill `made`; its SHA-512."""
+        largest = converted_size(path, image.format)
+        self._cache.room(largest)
+        convert(path, image.format, made, largest)
+        reach("converted")
+        with made.open("rb") as file:
+            if inspect(file.fileno(), made, golden_format(image.format), self._largest) != virtual_size:
+                raise Fault(FaultKind.REFUSED, f"converting changed the size of the disk from {virtual_size} bytes")
+            return sha512_of(file.fileno())
+
+    @contextlib.contextmanager
+    def _gone_if_refused(self, image: ImageRef) -> Iterator[None]:
+        """What will never be used takes no room."""
+        try:
+            yield
+        except Fault as fault:
+            if fault.kind is FaultKind.REFUSED:
+                Part(self._cache.part_path(image.sha512), 0).discard()
+            raise

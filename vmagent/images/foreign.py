@@ -24,7 +24,7 @@ _VMDK = struct.Struct("<4sIIQQQQIQQQB4sH")  # to the compression; grain, descrip
 _VMDK_KINDS = ("monolithicSparse", "streamOptimized")
 _DESCRIPTOR_AT = SECTOR
 _LONGEST_DESCRIPTOR = 20 * SECTOR
-_EXTENT = re.compile(r"^(RW|RDONLY|NOACCESS)\s+(\d+)\s+(\w+)", re.MULTILINE)
+_EXTENT = re.compile(r"^(RW|RDONLY|NOACCESS)\s+([0-9]{1,20})\s+(\w+)", re.MULTILINE)
 _KIND = re.compile(r'^createType\s*=\s*"?([A-Za-z0-9]+)"?\s*$', re.MULTILINE)
 _PARENT_CID = re.compile(r"^parentCID\s*=\s*([0-9a-fA-F]+)\s*$", re.MULTILINE)
 _NO_PARENT = "ffffffff"
@@ -64,7 +64,7 @@ def _whole(layout: struct.Struct, head: bytes, at: int, what: str) -> Tuple[int,
 
 
 def _vmdk(file: int, head: bytes) -> int:
-    if head[:4] != b"KDMV"[:4]:
+    if head[:4] != b"KDMV":
         raise _refused(f"vmdk: a descriptor that names other files; accepted: {', '.join(_VMDK_KINDS)} in one file")
     _, version, _, capacity, _, at, sectors, *_ = _whole(_VMDK, head, 0, "vmdk header")
     if version not in (1, 2, 3):

@@ -1,7 +1,8 @@
 """What a disk image says about itself, read by ourselves before any other program touches it.
 
 Refused is whatever would make QEMU open a second file or guess: a backing file, an external data file, encryption, a
-feature we do not know, content of another format than the declared one.
+feature we do not know, content of another format than the declared one.  So are snapshots inside: QEMU reads their
+table at each open, and it can be made to take seconds.
 
 Source: QEMU's docs/interop/qcow2.txt (header, incompatible features, header extensions).
 """
@@ -18,7 +19,7 @@ from vmagent.errors import Fault, FaultKind
 SECTOR = 512
 
 _QCOW2 = struct.Struct(">4sIQIIQI")  # magic, version, backing offset, backing size, cluster bits, size, encryption
-_TABLES = struct.Struct(">IQQI")  # L1: entries, offset; refcount table: offset, clusters: from byte 36
+_TABLES = struct.Struct(">IQQII")  # L1: entries, offset; refcount table: offset, clusters; snapshots: from byte 36
 _TABLES_AT = 36
 _LONGEST_L1 = 32 << 20  # bytes, as QEMU has it
 _LONGEST_BACKING = 1023
@@ -125,11 +126,13 @@ def _qcow2_size(head: bytes, length: int) -> int:
 
 def _check_tables(head: bytes, version: int, cluster: int, size: int, length: int) -> None:
     """L1 and refcount table stand in the file, and L1 is as long as the disk needs (but not longer than QEMU takes)."""
-    entries, l1, refcounts, clusters = _TABLES.unpack_from(head, _TABLES_AT)
+    entries, l1, refcounts, clusters, snapshots = _TABLES.unpack_from(head, _TABLES_AT)
     extended = version == 3 and _FEATURES.unpack_from(head, _FEATURES_AT)[0] >> 4 & 1
     covered = cluster * (cluster // (16 if extended else 8))
     if entries < -(-size // covered) or entries * 8 > _LONGEST_L1:
         raise _refused(f"qcow2 L1 table of {entries} entries for a disk of {size} bytes")
+    if snapshots:
+        raise _refused(f"has {snapshots} snapshots inside, a golden image has none")
     tables = (("L1 table", l1, entries * 8), ("refcount table", refcounts, clusters * cluster))
     for name, at, long in tables:
         if at % cluster or not at or at + long > -(-length // cluster) * cluster:

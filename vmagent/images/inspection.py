@@ -3,10 +3,12 @@
 Rules
 
 1. Our own reader looks first (header.py, foreign.py), then `qemu-img info` with the declared format: QEMU must see the
-   same disk and no second file.
+   same disk and no second file.  `qemu-img check` goes through the tables of a qcow2 then: none may lie outside the
+   file or over another.
 2. Every program that reads an image is a bounded child (memory, CPU, time, size of what it writes), without network
    where the host lets us take it away; it is told the format, it never guesses.
-3. vmdk, vdi and vhdx become qcow2 once, here.  What came out is inspected as qcow2 before it is used.
+3. vmdk, vdi and vhdx become qcow2 once, here, within the size that `qemu-img measure` said beforehand.  What came out
+   is inspected as qcow2 before it is used.
 
 Blocking.  Faults: REFUSED, saying what is wrong; FULL; UNKNOWN past a deadline.
 """
@@ -16,7 +18,7 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
-from typing import Any, Mapping, Tuple
+from typing import Any, Mapping, Sequence, Tuple
 
 from vmagent import children
 from vmagent.errors import Fault, FaultKind
@@ -27,10 +29,15 @@ from vmagent.images.places import full
 NATIVE = ("raw", "qcow2")
 FOREIGN = ("vmdk", "vdi", "vhdx")
 _INFO_S = 30.0
+_CHECK_S = 600.0
 _CONVERT_S = 3600.0
 _INFO_MEMORY_MIB, _INFO_CPU_S = 1024, 10
+_CHECK_MEMORY_MIB, _CHECK_CPU_S = 1024, 300
 _CONVERT_MEMORY_MIB, _CONVERT_CPU_S = 2048, 3600
 _LONGEST_INFO = 1 << 20
+_LEAKS, _CORRUPT = 3, 2  # exit statuses of `qemu-img check`; clusters that nothing refers to are no harm
+_MEASURED_BESIDE = 1 << 20  # bytes above what was measured that are no surprise
+_CONVERT_AT_ONCE = 4 << 20  # bytes that a conversion wants at once: it fails before the last ones are taken
 _FOREIGN_MEMBERS = ("backing-filename", "full-backing-filename", "backing-image", "encrypted")
 _FOREIGN_DATA = ("data-file", "corrupt", "encrypt")
 
@@ -43,29 +50,72 @@ def inspect(file: int, path: Path, declared: str, largest: int = 0) -> int:
     if largest and size > largest:
         raise Fault(FaultKind.REFUSED, f"a disk of {size} bytes, accepted: at most {largest}")
     _agree(_info(path, declared), declared, size, path)
+    if declared == "qcow2":
+        _check(path)
     return size
 
 
+def converted_size(path: Path, declared: str) -> int:
+    """Bytes that `convert` makes of it at most."""
+    limits = children.Limits(_CONVERT_MEMORY_MIB, _CONVERT_CPU_S, before=_offline())
+    argv = ["qemu-img", "measure", "-f", declared, "-O", "qcow2", "--output=json", str(path)]
+    required = _object(argv, _CONVERT_S, limits).get("required")
+    if not isinstance(required, int) or required <= 0:
+        raise Fault(FaultKind.REFUSED, f"qemu-img measure says that it takes {required!r} bytes")
+    return required + _MEASURED_BESIDE
+
+
 def convert(path: Path, declared: str, made: Path, largest: int) -> None:
-    """Write the disk in `path` to `made` as qcow2, at most `largest` bytes of it."""
+    """Write the disk in `path` to `made` as qcow2, at most `largest` bytes of it; nothing of it stays on a failure."""
     limits = children.Limits(_CONVERT_MEMORY_MIB, _CONVERT_CPU_S, max(1, largest), _offline())
     argv = ["qemu-img", "convert", "-f", declared, "-O", "qcow2", str(path), str(made)]
     try:
         children.run(argv, _CONVERT_S, limits=limits)
     except children.ChildFailed as failed:
+        raise _not_converted(failed, made, largest) from failed
+    except BaseException:
         made.unlink(missing_ok=True)
-        raise full(made) or failed from failed
+        raise
+
+
+def _not_converted(failed: children.ChildFailed, made: Path, largest: int) -> Fault:
+    """Looked at while what was made still takes its room."""
+    reached = made.stat().st_size if made.exists() else 0
+    try:
+        fault = full(made, _CONVERT_AT_ONCE)
+        if fault is None and reached > largest - _CONVERT_AT_ONCE:
+            why = f"converted it has more than the {largest} bytes that were measured: {failed.detail}"
+            return Fault(FaultKind.REFUSED, why)
+        return fault or failed
+    finally:
+        made.unlink(missing_ok=True)
+
+
+def _check(path: Path) -> None:
+    limits = children.Limits(_CHECK_MEMORY_MIB, _CHECK_CPU_S, before=_offline())
+    try:
+        children.run(["qemu-img", "check", "-q", "-f", "qcow2", str(path)], _CHECK_S, limits=limits)
+    except children.ChildFailed as failed:
+        if failed.status == _CORRUPT:
+            finding = failed.complaint.split("\n", 1)[0]
+            raise Fault(FaultKind.REFUSED, f"qemu-img check finds it damaged: {finding}") from failed
+        if failed.status != _LEAKS:
+            raise
 
 
 def _info(path: Path, declared: str) -> Mapping[str, Any]:
     argv = ["qemu-img", "info", "-f", declared, "--output=json", str(path)]
-    limits = children.Limits(_INFO_MEMORY_MIB, _INFO_CPU_S, before=_offline())
+    return _object(argv, _INFO_S, children.Limits(_INFO_MEMORY_MIB, _INFO_CPU_S, before=_offline()))
+
+
+def _object(argv: Sequence[str], deadline_s: float, limits: children.Limits) -> Mapping[str, Any]:
+    """What a program says in JSON."""
     try:
-        said = json.loads(children.run(argv, _INFO_S, limits=limits, longest=_LONGEST_INFO))
+        said = json.loads(children.run(argv, deadline_s, limits=limits, longest=_LONGEST_INFO))
     except ValueError as error:
-        raise Fault(FaultKind.REFUSED, f"qemu-img info said no JSON: {error}") from error
+        raise Fault(FaultKind.REFUSED, f"{argv[0]} {argv[1]} said no JSON: {error}") from error
     if not isinstance(said, dict):
-        raise Fault(FaultKind.REFUSED, "qemu-img info said no JSON object")
+        raise Fault(FaultKind.REFUSED, f"{argv[0]} {argv[1]} said no JSON object")
     return said
 
 

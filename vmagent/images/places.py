@@ -62,12 +62,12 @@ def written(files: Mapping[str, bytes], folder: Path) -> None:
             out.write(content)
 
 
-def full(temporary: Path) -> Optional[Fault]:
-    """A FULL fault if a small file has no room at `temporary` now: the failure of a program tells no errno."""
+def full(temporary: Path, enough: int = _ENOUGH) -> Optional[Fault]:
+    """A FULL fault if `enough` more bytes have no room in `temporary` now: the failure of a program tells no errno."""
     try:
         file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE)
         try:
-            os.posix_fallocate(file, 0, _ENOUGH)
+            os.posix_fallocate(file, os.fstat(file).st_size, enough)
         finally:
             os.close(file)
     except OSError as error:
