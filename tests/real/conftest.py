@@ -16,6 +16,7 @@ import pytest
 
 from tests.support import brokers, libvirtd
 from tests.support.agent import HOST, ROOT, SITE, Agent, Controller
+from tests.support.imageserver import Certificates, ImageServer
 from vmagent.site import pki
 
 LINE = int(os.environ.get("VMAGENT_TEST_LINE", "0"))
@@ -144,6 +145,16 @@ def config(hypervisor: str, rabbitmq: Any, golden: Any, bridge: str, trust: Path
         "capacity": {"reserved_memory_mib": 256, "disk_floor_gib": 1, "cpu_overcommit": 16},
         "lease": {"warn_before_s": [20, 5], "grace_s": 6},
     }
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Iterator[ImageServer]:
+    """A server of images."""
+    server = ImageServer(Certificates(tmp_path))
+    try:
+        yield server
+    finally:
+        server.close()
 
 
 @pytest.fixture

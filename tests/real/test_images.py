@@ -3,49 +3,29 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import urllib.request
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Tuple
+from typing import Any, Dict, List, Mapping
 
 import pytest
 
 from tests.real.conftest import SUBNET, domains, qemu_pids, start_args
 from tests.support.agent import Agent, Controller, vm_of
-from tests.support.imageserver import Certificates, ImageServer
+from tests.support.idle import IDLE, fetches, offered, started
+from tests.support.imageserver import ImageServer
 from tests.support.waiting import until
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIDpZWWFDLfVPXsjn5jvsqFQv4MXvQ4xJRJXDBCBxRHq1 user@example.org"
 SERVE = b"#!/bin/sh\nhttpd -p 80 -h /told\n"
 WEB = {"inbound": [{"protocol": "tcp", "ports": [80], "action": "allow"}]}
-HALTS = b"\xfa\xf4\xeb\xfd"  # cli; hlt; jmp
-IDLE = HALTS + bytes(510 - len(HALTS)) + b"\x55\xaa" + bytes(2 * 2**20 - 512)
 MANY = 20
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Iterator[ImageServer]:
-    server = ImageServer(Certificates(tmp_path))
-    try:
-        yield server
-    finally:
-        server.close()
-
-
-@pytest.fixture
-def config(config: Dict[str, Any], source: ImageServer, tmp_path: Path) -> Dict[str, Any]:
-    config["images"]["fetch"] = {"ca": str(tmp_path / "ca.pem")}
-    config["images"]["requests"] = [source.url("/")]
-    config["images"]["unendorsed"] = "request"
-    config["images"]["on_revoked"] = "report"
-    config["flavours"]["dot"] = {"cores": 1, "memory_mib": 32, "disk_gib": 1}
+def config(config: Dict[str, Any], source: ImageServer) -> Dict[str, Any]:
+    fetches(config, source)
     return config
-
-
-def offered(source: ImageServer) -> Dict[str, str]:
-    source.files["/idle.raw"] = IDLE
-    return {"url": source.url("/idle.raw"), "sha512": hashlib.sha512(IDLE).hexdigest(), "format": "raw"}
 
 
 def told(name: str) -> str:
@@ -82,15 +62,6 @@ def test_a_guest_reads_its_address_its_keys_and_its_data(agent: Agent, controlle
 
     until(lambda: not domains() and not kept(), 20, "what a user told his guest goes with it")
     assert secret.decode() not in agent.text()
-
-
-def started(controller: Controller, image: Dict[str, str], count: int) -> Tuple[str, ...]:
-    args = start_args(flavour="dot", image=image, networks=None, count=count)
-    command = controller.send("vm.start", args)
-    vms = tuple(vm_of(command, member) for member in range(count))
-    for vm in vms:
-        controller.wait_phase(vm, "ready", 200)
-    return vms
 
 
 def test_twenty_that_want_one_image_cost_one_download(

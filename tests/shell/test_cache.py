@@ -120,6 +120,17 @@ def test_the_floor_of_the_disk_is_kept(cached: Cached) -> None:
     assert (caught.value.kind, "floor" in caught.value.detail) == (FaultKind.FULL, True)
 
 
+def test_downloads_that_nobody_goes_on_with_go_before_anything_whole(cached: Cached) -> None:
+    for name, changed in (("d", 1000), ("e", 1001), ("f", 1_999_999_999)):
+        part = cached.folder / f"{name * 128}.part"
+        part.write_bytes(os.urandom(SIZE // 2))
+        os.utime(part, (changed, changed))
+    cached.needed.add("e" * 128)
+    cached.cache.room(SIZE // 2)
+    left = {path.name[0] for path in cached.folder.glob("*.part")}
+    assert (left, cached.names()) == ({"e", "f"}, set(NAMES[1:3]))
+
+
 def test_what_is_larger_than_the_cache_evicts_nothing(cached: Cached) -> None:
     with pytest.raises(Fault):
         cached.cache.room(5 * SIZE)

@@ -169,6 +169,7 @@ def test_what_asking_again_cannot_help_is_refused_for_good(host: Host, script: A
     fault = host.fault(host.offer(**of))
     assert fault.kind is FaultKind.REFUSED
     assert why in fault.detail
+    assert host.names() == []
 
 
 def test_more_than_was_said_is_cut_off(host: Host) -> None:
@@ -200,9 +201,15 @@ PASSING = [
 
 
 @pytest.mark.parametrize("sick", PASSING, ids=range(len(PASSING)))
-def test_what_may_pass_is_tried_again(host: Host, sick: Any) -> None:
+def test_what_may_pass_is_not_refused(host: Host, sick: Any) -> None:
     """A server that is sick, ends in the middle, or lies about the length."""
+    host.server.scripts["/tiny.raw"] = sick
+    assert host.fault(host.offer()).kind is FaultKind.BUSY
+
+
+def test_what_may_pass_is_tried_again(host: Host) -> None:
     image = host.offer()
+    sick = headed(503)
     host.server.scripts["/tiny.raw"] = lambda *a: sick(*a) if a[2] == 0 else host.server.serve(*a)
     assert host.fault(image).kind is FaultKind.BUSY
     host.at_last(image)

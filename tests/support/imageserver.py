@@ -89,6 +89,7 @@ class ImageServer:
 
     def present(self, certificates: Certificates) -> None:
         """What it shows to whoever connects from now on."""
+        self.certificates = certificates
         self._context.load_cert_chain(certificates.server)
 
     @property

@@ -4,7 +4,8 @@ Rules
 
 1. `<sha512>.img` is whole and verified whenever it is there: it gets its name last, after `<sha512>.json` beside it,
    which says what it is.  A `.json` without its `.img` was cut short by a crash and goes at the start.
-2. `.part` and `.note` (part.py) are downloads to go on from; they go after `part_keep_s` without a new byte.
+2. `.part` and `.note` (part.py) are downloads to go on from; they go after `part_keep_s` without a new byte, and sooner
+   when room is needed and no wish names them.
    `.made` is a conversion that was cut short; it goes at the start.
 3. When room is needed the file that was used longest ago goes first; never one that a wish names, that an overlay here
    stands on (its header says so, whatever the store knows), or that is pinned.  As long as an overlay's header cannot
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -30,11 +32,15 @@ from vmagent.core import walltime
 from vmagent.core.imagemodel import ImageFile
 from vmagent.errors import Fault, FaultKind
 from vmagent.images.header import backing_file
+from vmagent.images.part import Part
 from vmagent.images.places import PRIVATE, settle, sync_directory
 
 GIB = 2**30
 READ_ONLY = 0o444
 DIRECTORY_MODE = 0o711
+PART_IDLE_S = 600.0
+"""A part without a new byte for so long belongs to no download that is under way."""
+
 _NAME = re.compile(r"([0-9a-f]{128})\.(img|json|part|note|note-part|made|json-part)")
 _LONGEST_NOTE = 1 << 16
 
@@ -127,10 +133,10 @@ class Cache:
             if more > shelf.limit:
                 raise Fault(FaultKind.FULL, f"{more} bytes do not fit in images.cache.size_gib ({shelf.limit // GIB})")
             doubt = self._stood_on()[1]
-            for oldest in self._oldest_first():
+            for goes in (*self._idle_parts(), *self._oldest_first()):
                 if self._taken() + more <= shelf.limit and self._free() - more >= shelf.floor:
                     return
-                self._remove(oldest)
+                goes()
             if self._taken() + more > shelf.limit:
                 full = f"the image cache of {shelf.limit // GIB} GiB is full of images in use"
                 raise Fault(FaultKind.FULL, f"{full}{doubt}")
@@ -187,9 +193,17 @@ class Cache:
         except OSError:
             return 0.0
 
-    def _oldest_first(self) -> List[str]:
+    def _oldest_first(self) -> List[Callable[[], None]]:
         in_use = self._in_use()
-        return sorted((one for one in self._files if one not in in_use), key=self._last_used)
+        found = sorted((one for one in self._files if one not in in_use), key=self._last_used)
+        return [functools.partial(self._remove, one) for one in found]
+
+    def _idle_parts(self) -> List[Callable[[], None]]:
+        """Nobody goes on with them."""
+        needed, before = self._needed(), self._now() - PART_IDLE_S
+        found = [(path.stat().st_mtime, path) for path, sha512, kind in self._ours()
+                 if kind == "part" and sha512 not in needed and path.exists()]
+        return [Part(path, 0).discard for changed, path in sorted(found) if changed < before]
 
     def _in_use(self) -> FrozenSet[str]:
         stood_on, doubt = self._stood_on()

@@ -40,6 +40,7 @@ from vmagent.log import event, surprise
 log = logging.getLogger("vmagent.images")
 PAUSE_FIRST_S, PAUSE_MOST_S = 2.0, 300.0
 _PROVE_S = 4 * 3600.0
+_DISCARD_S = 60.0
 
 
 @dataclass
@@ -136,10 +137,15 @@ class Downloads:
         def told(done: int, total: int) -> None:
             job.download = dataclasses.replace(job.download, done=done, total=total)
 
-        await self._fetcher.fetch(image, part, told)
+        key = f"fetch {image.sha512}"
+        try:
+            await self._fetcher.fetch(image, part, told)
+        except Fault as fault:
+            if fault.kind is FaultKind.REFUSED:
+                await self._lanes.run(key, _DISCARD_S, mapped, part.discard)
+            raise
         reach("fetched")
         self._step(job, "inspecting")
-        key = f"fetch {image.sha512}"
         virtual_size: int = await self._lanes.run(key, _PROVE_S, mapped, self._prove, image)
         reach("inspected")
         if golden_format(image.format) != image.format:
