@@ -12,7 +12,7 @@ import pytest
 from tests.support import bootsector, hypervisor, libvirtd
 from vmagent.core import disks
 from vmagent.core.actions import Do
-from vmagent.core.model import Disk, Seen, VmSpec
+from vmagent.core.model import Disk, DiskSeen, Seen, VmSpec
 from vmagent.errors import Fault, FaultKind
 
 WITH_PORTS = ["fake", pytest.param("qemu", marks=libvirtd.needed)]
@@ -127,6 +127,11 @@ def test_readers_share(rig: Any) -> None:
     disk = rig.volume("data", 2, True)
     running(rig, disk)
     attached(rig, running(rig), disk)
+
+
+def test_what_is_in_it_is_told_with_its_serial(rig: Any) -> None:
+    spec = running(rig, rig.volume("writes", 2), rig.volume("reads", 3, True))
+    assert rig.see(spec).disks_seen[2:] == (DiskSeen("vdc", "writes"), DiskSeen("vdd", "reads", True))
 
 
 @live

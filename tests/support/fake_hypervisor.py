@@ -11,13 +11,14 @@ from twisted.internet.defer import Deferred, fail, succeed
 from tests.support.fake_jobs import FakeJobs
 from vmagent.core import quota
 from vmagent.core.actions import Action, Do
-from vmagent.core.disks import letter
+from vmagent.core.disks import letter, serial
 from vmagent.core.diskxml import PoolVolume, Source
 from vmagent.core.identity import domain_name
 from vmagent.core.model import (
     CpuLimit,
     Disk,
     DiskIo,
+    DiskSeen,
     DomainSeen,
     ForeignSeen,
     HostSeen,
@@ -49,6 +50,12 @@ class FakeDomain:
     devices: Tuple[str, ...] = ()
     fresh: bool = True
     boots: int = 0
+
+
+def _seen(disks: Tuple[Disk, ...]) -> Tuple[DiskSeen, ...]:
+    """With overlay and seed, which have no serial."""
+    more = (DiskSeen(f"vd{letter(disk)}", serial(disk), disk.read_only) for disk in disks)
+    return (DiskSeen("vda", ""), DiskSeen("vdb", "", True), *more)
 
 
 def _targets(disks: Tuple[Disk, ...]) -> Tuple[str, ...]:
@@ -345,7 +352,8 @@ class FakeHypervisor:
 
     def _look(self, domain: FakeDomain) -> DomainSeen:
         at, tag = self._seconds(), domain.tag
-        seen = DomainSeen(domain.uuid, domain.seen, domain.reason, at, tag, domain.name, disks=_targets(domain.disks))
+        seen = DomainSeen(domain.uuid, domain.seen, domain.reason, at, tag, domain.name, disks=_targets(domain.disks),
+                          disks_seen=_seen(domain.disks))
         if domain.seen not in LIVE:
             return seen
         return dataclasses.replace(

@@ -12,12 +12,13 @@ from typing import Callable, Dict, List, Optional, Set, Tuple
 from tests.support import building
 from vmagent.core import proof
 from vmagent.core.actions import Action, Do
-from vmagent.core.disks import letter
+from vmagent.core.disks import letter, serial
 from vmagent.core.model import (
     SCRATCH,
     CgroupSeen,
     CpuLimit,
     DiskIo,
+    DiskSeen,
     DomainSeen,
     Drift,
     NetworkSeen,
@@ -102,6 +103,7 @@ class World:
             self.spec.vm, self.seen, self.reason, self.at, self.tag, "vma",
             devices=tuple(i.device for i in self.spec.interfaces) if live else (), cpu_by="quota",
             disks=("vda", "vdb", *(f"vd{letter(disk)}" for disk in self.disks)),
+            disks_seen=tuple(DiskSeen(f"vd{letter(disk)}", serial(disk), disk.read_only) for disk in self.disks),
         )  # fmt: skip
         spoken = tuple(i.device for i in self.spec.interfaces) if self.spoken else ()
         observed = Observed(domain, self.missing_looks >= 2, frozenset(self.left), spoken)

@@ -141,6 +141,41 @@ def test_a_paused_guest_gets_it_when_it_runs_again() -> None:
     assert planned.action is None or planned.action.do is not Do.ATTACH_DISK
 
 
+# -- disks that others put there, and those that nobody remembers
+
+
+def test_somebody_else_s_disk_in_its_place_is_not_it() -> None:
+    """Put there by `virsh attach-disk`: neither told as attached, nor taken away."""
+    world, record = running()
+    record = attached(record)
+    world.disks = (Disk("volume", 2, volume="theirs"),)
+    planned = plan(record, world.look(), world.now(), POLICY)
+    assert planned.action is not None and planned.action.do is Do.ATTACH_DISK  # libvirt says no, and it is taken back
+    assert planned.record.journal.volumes == () and not attaching.settled(planned.record)
+    assert not events.is_ready(planned.record, world.look())
+    quiet = plan(detached(record), world.look(), world.now(), POLICY)
+    assert quiet.action is None and quiet.record.journal.volumes == ()
+
+
+def test_a_volume_that_a_guest_was_about_to_let_go_when_its_store_was_lost() -> None:
+    """Its tag does not name it any more: it is its own until it has let go, and is asked to."""
+    world, record = running()
+    world.disks = (dataclasses.replace(DATA, read_only=True),)
+    planned = plan(record, world.look(), world.now(), POLICY)
+    assert list(disks.held_by((planned.record,))) == [*world.disks]
+    assert planned.action is not None
+    assert (planned.action.do, planned.action.disk) == (Do.DETACH_DISK, world.disks[0])
+    record, done = settle(world, planned.record, POLICY)
+    assert world.disks == () and attaching.settled(record)
+
+
+def test_where_no_serial_is_to_be_had_the_place_decides() -> None:
+    world, record = running(disks=(DATA,))
+    blind = dataclasses.replace(world.look().domain, disks_seen=None)
+    assert disks.attached(DATA, blind) and disks.attached(dataclasses.replace(DATA, volume="other"), blind)
+    assert not disks.attached(DATA, dataclasses.replace(blind, disks=("vda", "vdb")))
+
+
 # -- who has the better right
 
 

@@ -18,7 +18,7 @@ from vmagent.core import quota
 from vmagent.core.diskxml import DiskSource
 from vmagent.core.domainxml import LONGEST_TAG, NAMESPACE, domain_xml, parts_of, read_tag, tag_xml
 from vmagent.core.drivers import PROFILES
-from vmagent.core.model import CpuLimit, Disk, DiskIo
+from vmagent.core.model import CpuLimit, Disk, DiskIo, DiskSeen
 
 DATA = Path(__file__).parent.parent / "data" / "domains"
 OVERLAY, SEED, GOLDEN = "/var/lib/vmagent/overlays/a.qcow2", "/var/lib/vmagent/seeds/a.iso", "/srv/images/tiny.qcow2"
@@ -161,8 +161,13 @@ def test_what_was_written_is_read():
     parts = parts_of(kib(xml_of(spec=spec)))
     assert parts.devices == tuple(i.device for i in spec.interfaces)
     assert (parts.disks, parts.writable, parts.disk_io) == (("vda", "vdb"), ("vda",), SLOW)
+    assert parts.seen == (DiskSeen("vda", ""), DiskSeen("vdb", "", True))
     assert (parts.memory_mib, parts.memory_max_mib) == (512, 512)
     assert parts_of(kib(xml_of())).disk_io == DiskIo()
+    assert parts_of(kib(xml_of(spec=building.spec(disks=DISKS)))).seen[2:] == (
+        DiskSeen("vdc", "scratch-c"), DiskSeen("vdd", "data"), DiskSeen("vde", "ref", True),
+        DiskSeen("sdf", "tools", True),
+    )  # fmt: skip
     for odd in ("<domain>", "", "<domain/>", "<domain><memory>much</memory></domain>"):
         with pytest.raises(ValueError, match="not a domain"):
             parts_of(odd)

@@ -88,33 +88,32 @@ def _free_place(record: VmRecord) -> int:
 # -- the plan
 
 
-def seen(record: VmRecord, observed: Observed, now: Now) -> VmRecord:
-    """Times of what was attached, and of what is gone."""
-    if observed.domain.seen not in (Seen.RUNNING, Seen.PAUSED) or not record.journal.may_have_run:
+def seen(record: VmRecord, observed: Observed, now: Now, policy: Policy) -> VmRecord:
+    """Times of what was attached, and of what is gone; what nobody remembers asking for counts as well."""
+    domain = observed.domain
+    if domain.seen not in (Seen.RUNNING, Seen.PAUSED) or not record.journal.may_have_run:
         return record
-    targets = observed.domain.disks
     uses = tuple(
-        use if use.detached_wall or disks.attached(use.disk, targets)
+        use if use.detached_wall or disks.attached(use.disk, domain)
         else dataclasses.replace(use, detached_wall=now.wall)
         for use in record.journal.volumes
     )
     known = {use.disk for use in uses if not use.detached_wall}
     fresh = tuple(
         VolumeUse(disk, now.wall)
-        for disk in record.spec.disks
-        if disk.volume and disk not in known and disks.attached(disk, targets)
+        for disk in (*record.spec.disks, *disks.unasked(domain, record.spec, policy.volumes))
+        if disk.volume and disk not in known and disks.attached(disk, domain)
     )
     return journaled(record, volumes=(*uses, *fresh)[-MOST_USES:])
 
 
 def due(record: VmRecord, observed: Observed) -> Optional[Tuple[Do, Disk]]:
     """The next change of a running guest's disks; None = they are as wished."""
-    targets = observed.domain.disks
     for disk in disks.held(record):
         if disk not in record.spec.disks:
             return Do.DETACH_DISK, disk
     for disk in record.spec.disks:
-        if disk.kind == VOLUME and not disks.attached(disk, targets):
+        if disk.kind == VOLUME and not disks.attached(disk, observed.domain):
             return Do.ATTACH_DISK, disk
     return None
 

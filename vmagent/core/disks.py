@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import dataclasses
 from fnmatch import fnmatchcase
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple
+from typing import Any, Container, Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple
 
-from vmagent.core.model import CDROM, SCRATCH, VOLUME, Disk, Owner, VmRecord, VmSpec, VolumeUse
+from vmagent.core.model import CDROM, SCRATCH, VOLUME, Disk, DomainSeen, Owner, VmRecord, VmSpec, VolumeUse
 from vmagent.core.policy import Policy
 from vmagent.errors import Problem
 
@@ -59,9 +59,27 @@ def serial(disk: Disk) -> str:
     return disk.volume or f"{disk.kind}-{letter(disk)}"
 
 
-def attached(disk: Disk, targets: Iterable[str]) -> bool:
-    """Whether it is among the targets of a live domain, whatever its bus is called there."""
-    return any(f"{prefix}{letter(disk)}" in targets for prefix in _PREFIXES)
+def attached(disk: Disk, domain: DomainSeen) -> bool:
+    """Whether a live domain has it in its place, whatever its bus is called there; by its serial, where there is one.
+
+    Somebody may have put another disk there.
+    """
+    targets = {f"{prefix}{letter(disk)}" for prefix in _PREFIXES}
+    if domain.disks_seen is None:
+        return bool(targets.intersection(domain.disks))
+    return any(one.target in targets and one.serial == serial(disk) for one in domain.disks_seen)
+
+
+def unasked(domain: DomainSeen, spec: VmSpec, names: Container[str]) -> Iterator[Disk]:
+    """Volumes of these names that a live domain has and its wish does not name: a guest that nobody remembered was
+    about to let them go.
+    """
+    for one in domain.disks_seen or ():
+        place = ord(one.target[-1:] or "a") - ord("a")
+        found = Disk(VOLUME, place, volume=one.serial, read_only=one.read_only)
+        wished = any(disk.volume == one.serial for disk in spec.disks)
+        if one.serial in names and place >= FIRST_PLACE and not wished and attached(found, domain):
+            yield found
 
 
 # -- may it be had

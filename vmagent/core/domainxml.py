@@ -27,7 +27,7 @@ from vmagent.core import codec, disks, quota
 from vmagent.core.diskxml import IOTUNE, DiskSource, asked_disks, own_disks
 from vmagent.core.drivers import Profile
 from vmagent.core.identity import domain_name
-from vmagent.core.model import CpuLimit, DiskIo, Interface, Tag, VmSpec
+from vmagent.core.model import CpuLimit, DiskIo, DiskSeen, Interface, Tag, VmSpec
 from vmagent.core.xmltree import add, text
 
 NAMESPACE = "https://vmagent.org/xmlns/domain/1"
@@ -198,6 +198,7 @@ class Parts:
 
     devices: Tuple[str, ...]  # host-side interface names
     disks: Tuple[str, ...]  # target names
+    seen: Tuple[DiskSeen, ...]  # the same disks
     writable: Tuple[str, ...]  # those of them that the guest may write to
     disk_io: DiskIo  # the loosest that holds on a writable disk
     memory_mib: int  # what it has ...
@@ -211,11 +212,15 @@ def parts_of(xml: str) -> Parts:
         memory = int(root.findtext("memory", ""))  # libvirt says KiB whatever it was given
         current = int(root.findtext("currentMemory", str(memory)))
         most = int(root.findtext("maxMemory", "0"))
-        disks = root.findall("devices/disk")
-        writable = [disk for disk in disks if disk.find("readonly") is None]
+        found = root.findall("devices/disk")
+        writable = [disk for disk in found if disk.find("readonly") is None]
         return Parts(
             devices=tuple(target.get("dev", "") for target in root.iterfind("devices/interface/target")),
-            disks=tuple(_target(disk) for disk in disks),
+            disks=tuple(_target(disk) for disk in found),
+            seen=tuple(
+                DiskSeen(_target(disk), disk.findtext("serial", ""), disk.find("readonly") is not None)
+                for disk in found
+            ),
             writable=tuple(_target(disk) for disk in writable),
             disk_io=_loosest([_io_of(disk) for disk in writable]),
             memory_mib=current // 1024,

@@ -79,7 +79,7 @@ def is_ready(record: VmRecord, observed: Observed) -> bool:
     domain, journal = observed.domain, record.journal
     running = domain.seen is Seen.RUNNING and journal.may_have_run and journal.paused_by != "start"
     stored = bool(ROOT_DISKS.intersection(domain.disks))
-    stored = stored and all(disks.attached(disk, domain.disks) for disk in record.spec.disks)
+    stored = stored and all(disks.attached(disk, domain) for disk in record.spec.disks)
     spoken = {i.device for i in record.spec.interfaces if i.addresses} <= set(observed.network_seen)
     return running and stored and spoken
 

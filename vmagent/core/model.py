@@ -294,6 +294,15 @@ class Tag:
 
 
 @dataclass(frozen=True)
+class DiskSeen:
+    """A disk in a domain, whoever put it there."""
+
+    target: str  # "vdc"
+    serial: str  # "" = it has none
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
 class DomainSeen:
     """What libvirt said about one of our domains, by calls that never enter the QEMU monitor."""
 
@@ -311,6 +320,7 @@ class DomainSeen:
     cpu_by: str = ""  # "quota": the cgroup must agree; "credit": the hypervisor alone; "none" | "": no cap here
     devices: Tuple[str, ...] = ()  # host-side interface names in the live domain
     disks: Tuple[str, ...] = ()  # target names of the disks in the domain ("vda", ...)
+    disks_seen: Optional[Tuple[DiskSeen, ...]] = None  # the same with their serials; None = there are none here
 
 
 @dataclass(frozen=True)

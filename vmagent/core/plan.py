@@ -86,7 +86,7 @@ def plan(
     before = record
     record = premises.refused(record, distrust, now)
     record, warnings = premises.time_passed(record, observed, now, policy)
-    record = premises.seen(record, observed, now)
+    record = premises.seen(record, observed, now, policy)
     record = premises.excluded(record, observed, rivals, now)
     facts = _facts(record, observed, now)
     following = step(record.desired, observed.domain.seen, facts)

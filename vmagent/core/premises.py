@@ -63,7 +63,7 @@ def keep(record: VmRecord, now: Now) -> VmRecord:
     return dataclasses.replace(record, desired=Desired.ABSENT)
 
 
-def seen(record: VmRecord, observed: Observed, now: Now) -> VmRecord:
+def seen(record: VmRecord, observed: Observed, now: Now, policy: Policy) -> VmRecord:
     """What the observation itself settles in the journal."""
     if record.outcome is not None:
         return record
@@ -72,7 +72,7 @@ def seen(record: VmRecord, observed: Observed, now: Now) -> VmRecord:
         record = journaled(record, limits_before=None)
     if record.journal.may_have_run and observed.domain.seen in LIVE:
         record = begun(record, now)  # a record out of a restored store may not know when: every VM has a lease
-    record = attaching.seen(record, observed, now)
+    record = attaching.seen(record, observed, now, policy)
     record = pauses.seen(record, observed.domain)
     if observed.domain.seen is not Seen.RUNNING:
         return record

@@ -202,7 +202,8 @@ class Eyes:
             seen = Seen.SAVED
         seen, reason = self._settled(uuid, seen, reason, at)
         parts = self._known_parts(domain, uuid, tag.spec.limits.disk_io != DiskIo())
-        found = DomainSeen(uuid, seen, reason, at, tag, name, disks=parts.disks)
+        told = parts.seen if self._profile.disk_serials else None
+        found = DomainSeen(uuid, seen, reason, at, tag, name, disks=parts.disks, disks_seen=told)
         return self._limited(domain, found, parts) if domain.ID() != -1 and seen in LIVE else found
 
     def _limited(self, domain: libvirt.virDomain, found: DomainSeen, parts: Parts) -> DomainSeen:
