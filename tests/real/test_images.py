@@ -129,7 +129,7 @@ def test_an_image_is_fetched_by_command_kept_while_it_runs_and_then_evicted(
     assert [one["vm"] for one in problem["vms"]] == [vm]
     assert qemu_pids(vm)
     controller.send("vm.kill", {"vms": [vm]})
-    controller.wait_phase(vm, "stopped")
+    until(lambda: controller.states(vm)[-1]["closed"], 60, "nothing is left of it")
     final(controller, "image.pin", name, "done")
     agent.kill9()
     agent.start()

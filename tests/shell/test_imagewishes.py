@@ -12,6 +12,7 @@ from tests.shell.test_loop import started
 from tests.support import building
 from tests.support.site import Site, again, lives, start_args
 from vmagent.core import imageviews, imagewishes, schemas
+from vmagent.core.commands import Signer
 from vmagent.core.identity import vm_id
 from vmagent.core.model import Phase
 from vmagent.core.policy import Authority, CatalogueImage, Policy, TrustPolicy
@@ -229,6 +230,25 @@ def test_one_download_for_a_vm_and_a_command(site: Site) -> None:
     assert sorted(view["for"], key=str) == sorted(whom, key=str)
     site.host.shelf.fetched(FAR)
     site.settle(lambda: last(site, id)["status"] == "done" and site.phase(vm) is Phase.READY)
+
+
+def test_on_the_local_socket_the_same_command_again_tells_the_newest_reply(site: Site) -> None:
+    """What `vmagentctl images fetch --wait` lives on."""
+    wall = site.host.now().wall
+    payload = {"schema": "image.fetch/1", "id": "6f1c2f9e-0000-4000-8000-000000000002", "args": {"id": "far"},
+               "issued_at": wall, "valid_until": "2026-11-20T13:30:00.000Z", "target": site.consequences.policy.host}
+
+    def asked() -> Mapping[str, Any]:
+        reply: Mapping[str, Any] = site.run(site.intake.local(payload, Signer("local:root")))
+        return reply
+
+    assert asked()["status"] == "accepted"
+    site.host.shelf.progress[FAR] = GIB // 2
+    site.settle(lambda: (asked()["result"].get("fetch") or {}).get("percent") == 50)
+    site.host.shelf.fetched(FAR)
+    site.settle(lambda: asked()["status"] == "done")
+    assert asked()["result"]["cached"]["size"] == GIB
+    assert replies(site, payload["id"]) == [], "who asks locally is answered locally"
 
 
 # -- evicting

@@ -10,7 +10,8 @@ from twisted.internet.defer import Deferred, fail, succeed
 
 from tests.support import building as b
 from tests.support.controlled import fired
-from vmagent.core.model import Drift, NicCounters
+from tests.support.fake_images import FakeImages
+from vmagent.core.model import Drift, ImageRef, NicCounters
 from vmagent.errors import Fault, FaultKind, Problem
 from vmagent.queries import Queries
 from vmagent.world import World
@@ -43,6 +44,16 @@ def _world() -> World:
 
 def counted() -> Deferred[Mapping[str, NicCounters]]:
     return succeed({DEVICE: NicCounters(capped_packets=4), "vmaother": NicCounters()})
+
+
+def test_downloads_are_told_as_they_are_now(world: World) -> None:
+    nobody: Any = None
+    images = FakeImages()
+    images.fetch("c", ImageRef("far", "cd" * 64, "raw", "https://a/b", 200))
+    images.progress["cd" * 64] = 50
+    queries = Queries(world, nobody, nobody, images, FixedClock(), b.policy, dict, dict, counted, nobody).table()
+    (told,) = fired(queries["downloads"]({}))["downloads"]
+    assert (told["percent"], told["step"], told["for"]) == (25, "fetching", [])
 
 
 def test_limits_and_counters_in_one_answer(world: World) -> None:

@@ -12,6 +12,7 @@ import pytest
 from tests.support.building import WALL, now, observed, policy, ran, record
 from vmagent.core import events, schemas
 from vmagent.core.changes import Epoch
+from vmagent.core.imagemodel import Fetching
 from vmagent.core.model import (
     CpuLimit,
     Desired,
@@ -141,6 +142,13 @@ def test_show_tells_what_a_person_wants_to_know() -> None:
     assert (code, agent.asked) == (0, [("show", {"vm": "work"})])
     for word in (RUNS.vm, "ready", "/DC=org/DC=example/CN=A User", "1h granted", "50 % of a core", "192.0.2.10/24"):
         assert word in text
+
+
+def test_show_tells_how_far_the_image_is() -> None:
+    look = {RUNS.vm: observed(Seen.MISSING, fetching=Fetching("fetching", 40))}
+    waits = FakeAgent(show=views.show(RUNS, look, NOW, policy()))
+    assert "its download  fetching 40 %" in run(waits, "show", "work")[1]
+    assert "its download" not in run(FakeAgent(), "show", "work")[1]
 
 
 def test_limits_shows_wanted_proven_since_when_and_the_counters() -> None:

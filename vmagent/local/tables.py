@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vmagent.core import columns, duration, limitwords
+from vmagent.core import columns, duration, imagewords, limitwords
 
 SHORT = 8  # characters of an id that a terminal shows; any unique beginning is accepted as input
 STYLES: Mapping[str, str] = {
@@ -111,7 +111,7 @@ def show(screen: Screen, answer: Mapping[str, Any]) -> None:
         ("controller", row["controller"]), ("command", state["command"]),
         ("size", f"{row['cores']} cores, {row['memory_mib']} MiB, {row['disk_gib']} GiB"),
         ("image", f"{row['image']} (sha512 {state['image']['sha512'][:16]}...)"),
-        ("endorsed by", _endorsed(state["image"])),
+        ("endorsed by", _endorsed(state["image"])), ("its download", imagewords.fetch(state["fetch"])),
         ("tags", " ".join(row["tags"])),
         ("lease", f"{span(lease['granted_s'])} granted, {span(lease['used_s'])} used, {span(row['left_s'])} left"),
         ("ends", lease["ends_at"]),
