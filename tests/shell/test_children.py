@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -117,10 +118,15 @@ def test_what_has_limits_ends_with_the_agent(tmp_path: Path) -> None:
     asleep = f"['sh', '-c', 'echo $$ > {pid}; exec sleep 300']"
     script = f"from vmagent import children; children.run({asleep}, 300, limits={limits})"
     agent = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
+    child = 0
     try:
         child = int(until(lambda: pid.exists() and pid.read_text().strip(), 20, "the child"))
         assert alive(child)
+        agent.kill()
+        agent.wait(20)
+        until(lambda: not alive(child), 20, "the child is gone too")
     finally:
         agent.kill()
         agent.wait(20)
-    until(lambda: not alive(child), 20, "the child is gone too")
+        if child and alive(child):
+            os.kill(child, signal.SIGKILL)

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support import building, imagelists
 from tests.support.imagelists import ENDORSER, IDENTIFIER, NOW, image, text
+from vmagent.core import imagechoice, revocation
 from vmagent.core.imagelist import parse
 from vmagent.core.model import ImageRef
 from vmagent.core.policy import CatalogueImage, ListSource, Policy, TrustPolicy
@@ -55,6 +56,30 @@ def test_a_site_may_want_a_list_s_endorsement_for_its_own_images_too() -> None:
     strict = policy(unendorsed="deny")
     assert refusal("own", strict, known()).type == "image-unendorsed"
     assert chosen("own", strict, known(image("same-bytes", OWN)), "").ref.endorser == ENDORSER
+
+
+def test_an_image_that_a_request_describes_brings_the_endorsement_that_it_needs() -> None:
+    described = {"url": "https://images.example.org/a", "sha512": OWN, "format": "raw"}
+    entry = known(image("same-bytes", OWN))
+
+    def ref(unendorsed: str) -> ImageRef:
+        site = dataclasses.replace(policy(unendorsed=unendorsed), image_requests=("https://images.example.org/",))
+        return imagechoice.described(described, site, entry, "atlas").ref
+
+    for unendorsed in ("deny", "site"):
+        assert (ref(unendorsed).endorser, ref(unendorsed).list) == (ENDORSER, IDENTIFIER)
+        assert unendorsed_now({}, ref(unendorsed), unendorsed) is None
+        gone = known(image("another", LISTED)).lists
+        found = unendorsed_now(gone, ref(unendorsed), unendorsed)
+        assert found is not None and found.problem.type == "image-withdrawn"
+    assert (ref("request").endorser, ref("request").list) == ("", "")
+    assert unendorsed_now({}, ref("request"), "request") is None
+
+
+def unendorsed_now(lists: Any, ref: ImageRef, unendorsed: str) -> Any:
+    """What becomes of a guest that runs on it."""
+    now = building.now(wall=NOW)
+    return revocation.unendorsed(revocation.record_of(ref), lists, policy(unendorsed=unendorsed).trust, now, "atlas")
 
 
 def test_what_nobody_knows_is_unknown_and_what_there_is_is_told() -> None:

@@ -4,7 +4,9 @@ Rules
 
 1. A request may name a URL only below what the site allows (`images.requests`), by default nothing.  Without SHA-512
    and format it is no description; both stand in the wish from here on.
-2. A URL that could be read in two ways is refused: a login, a fragment, `..`, an escaped dot or slash, a backslash.
+2. Where that needs a list's endorsement, who gave it stands in the wish too; so a list that is not here for a while
+   takes nothing away from who runs on it (revocation.py, rule 6).
+3. A URL that could be read in two ways is refused: a login, a fragment, `..`, an escaped dot or slash, a backslash.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from vmagent.core import trust
 from vmagent.core.imagemodel import REQUEST, ImageRecord, nameless
 from vmagent.core.model import ImageRef
 from vmagent.core.policy import Policy
-from vmagent.core.startimage import Endorsements, StartImage
+from vmagent.core.startimage import Endorsements, StartImage, endorsed_by
 from vmagent.errors import Problem
 
 PATH = "args.image"
@@ -46,7 +48,11 @@ def described(
     reason = trust.verdict(record, known.lists, policy.trust, known.now_wall, vo)
     if reason is not None:
         raise Problem(reason.type, reason.detail, path=path, **reason.fields)
-    return StartImage(ImageRef(id, record.sha512, record.format, url, record.size))
+    by = record
+    if REQUEST not in trust.ENOUGH[policy.trust.unendorsed]:
+        by = endorsed_by(record, policy, known, vo) or record
+    return StartImage(ImageRef(id, record.sha512, record.format, url, record.size, by.endorser, by.list,
+                               by.list_version))  # fmt: skip
 
 
 def check_url(url: str) -> None:

@@ -78,18 +78,20 @@ def _start_image(record: ImageRecord, policy: Policy, known: Endorsements) -> St
         ref = ImageRef(record.id, record.sha512, record.format, record.url, record.size, record.endorser, record.list,
                        record.list_version)  # fmt: skip
         return StartImage(ref)
-    by = _endorsed_by(record, policy, known) or record
+    by = endorsed_by(record, policy, known, None) or record
     site = policy.images[record.id]
     ref = ImageRef(record.id, record.sha512, record.format, site.url, site.size, by.endorser, by.list,
                    by.list_version)  # fmt: skip
     return StartImage(ref, site.minimum_disk_gib)
 
 
-def _endorsed_by(record: ImageRecord, policy: Policy, known: Endorsements) -> Optional[ImageRecord]:
-    """The entry of a list that has the digest of the site's own image and is trusted itself."""
+def endorsed_by(
+    record: ImageRecord, policy: Policy, known: Endorsements, vo: Optional[str]
+) -> Optional[ImageRecord]:
+    """The entry of a list that has the digest of an image which came from elsewhere, and is trusted itself."""
     for source in policy.trust.lists:
         held = known.lists.get(source.identifier)
         entry = held.list.endorses(record.sha512) if held is not None else None
-        if entry is not None and trust.verdict(entry, known.lists, policy.trust, known.now_wall, None) is None:
+        if entry is not None and trust.verdict(entry, known.lists, policy.trust, known.now_wall, vo) is None:
             return entry
     return None
