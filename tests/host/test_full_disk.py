@@ -17,15 +17,16 @@ from vmagent.core.model import VmSpec
 from vmagent.errors import Fault, FaultKind
 from vmagent.images.local import LocalImages
 
-pytestmark = pytest.mark.skipif(not (TOOLS and os.geteuid() == 0), reason=f"root to mount a tmpfs; {NEEDED}")
+pytestmark = pytest.mark.skipif(not (TOOLS and os.geteuid() == 0), reason=f"root to mount a disk; {NEEDED}")
+GIB = 2**30
+ROOM_FOR_TREES = 512  # blocks: the file system's own books of a large file; written full afterwards
 
 
 class Disk:
-    """Four MiB for everything; `ballast` takes what is left of them."""
+    """A small file system for everything; `ballast` takes what is left of it.  Most of it is never written."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(root)], check=True)
         self.reactor = HandTurned()
         self.shelf = Shelf(root)
         self.of = spec_on(self.shelf.raw("tiny", mib=1))
@@ -34,6 +35,9 @@ class Disk:
 
     def fill(self) -> None:
         with (self.root / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            disk = os.statvfs(self.root)
+            os.posix_fallocate(file.fileno(), 0, (disk.f_bavail - ROOM_FOR_TREES) * disk.f_frsize)
+            file.seek(0, os.SEEK_END)
             while file.write(bytes(4096)):
                 pass
 
@@ -47,11 +51,16 @@ class Disk:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    made = Disk(tmp_path)
+    root, file = tmp_path / "disk", tmp_path / "disk.img"
+    root.mkdir()
+    with file.open("wb") as sparse:
+        sparse.truncate(3 * GIB)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(file)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(file), str(root)], check=True)
     try:
-        yield made
+        yield Disk(root)
     finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
+        subprocess.run(["umount", str(root)], check=True)
 
 
 @pytest.mark.parametrize("do", [Do.MAKE_OVERLAY, Do.MAKE_SEED])
@@ -75,4 +84,6 @@ def test_cleaning_up_needs_no_room(disk: Disk) -> None:
 
 
 def test_free_space_is_that_of_the_overlays(disk: Disk) -> None:
+    assert disk.reactor.settle(disk.images.free_gib()) == 2
+    disk.fill()
     assert disk.reactor.settle(disk.images.free_gib()) == 0

@@ -85,8 +85,8 @@ def transport(offset: int, length: int) -> Field:
 IN_NAME = Field("meta", ((2, 6),), 16)
 OUT_NAME = Field("meta", ((2, 7),), 16)
 L4_PROTOCOL = Field("meta", ((2, 16),), 1)
-CT_STATE = Field("ct", ((2, 0),), 4)  # host order
-CT_STATUS = Field("ct", ((2, 2),), 4)  # host order
+CT_STATE = Field("ct", ((2, 0),), 4, register_first=True)  # host order
+CT_STATUS = Field("ct", ((2, 2),), 4, register_first=True)  # host order
 FRAGMENT_HEADER = Field("exthdr", ((2, 44), (3, 0), (4, 1), (5, 1), (6, 0)), 1, register_first=True)  # is there one
 FRAGMENT_OFFSET6 = Field("exthdr", ((2, 44), (3, 2), (4, 2), (5, 0), (6, 0)), 2, register_first=True)
 
