@@ -17,6 +17,7 @@ import pytest
 from tests.support import brokers, libvirtd
 from tests.support.agent import HOST, ROOT, SITE, Agent, Controller
 from tests.support.imageserver import Certificates, ImageServer
+from tests.support.smalldisk import Small
 from vmagent.site import pki
 
 LINE = int(os.environ.get("VMAGENT_TEST_LINE", "0"))
@@ -175,6 +176,19 @@ def controller(rabbitmq: Any, trust: Path) -> Iterator[Controller]:
     for frame in one.link.messages()[-20:]:
         print(frame.body.decode()[:300])
     one.close()
+
+
+@pytest.fixture
+def small(tmp_path: Path, hypervisor: str, libvirt: libvirtd.Private) -> Iterator[Small]:
+    """For overlays; guests on it are ended before it is taken away."""
+    if not Path("/dev/loop-control").exists():
+        pytest.skip("needs loop devices")
+    made = Small(tmp_path, libvirt)
+    try:
+        yield made
+    finally:
+        clean()
+        made.remove()
 
 
 def domains() -> Dict[str, str]:

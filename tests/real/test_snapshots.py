@@ -38,7 +38,8 @@ def allowed(agent: Agent) -> Agent:
 
 
 def started(controller: Controller, **kw: Any) -> str:
-    vm = vm_of(controller.send("vm.start", start_args(user_data=base64.b64encode(MARKS.encode()).decode(), **kw)))
+    kw.setdefault("user_data", base64.b64encode(MARKS.encode()).decode())
+    vm = vm_of(controller.send("vm.start", start_args(**kw)))
     controller.wait_phase(vm, "ready")
     return vm
 
@@ -82,16 +83,24 @@ def test_snapshot_write_revert_delete(allowed: Agent, controller: Controller) ->
     controller.reply(controller.send("vm.snapshot.delete", {"vms": [vm], "name": "before"}), "done")
     assert files(allowed, vm) == [overlay]
     assert marked(overlay, f"MARK {vm}-1 "), "what was in the layer is in the overlay now"
+    stopped_flat_and_sound(allowed, controller, vm)
+
+
+def stopped_flat_and_sound(agent: Agent, controller: Controller, vm: str) -> None:
+    """Ends it; its disk is kept: one overlay, nothing leaked or broken in it, directly on the golden image."""
     controller.reply(controller.send("vm.stop", {"vms": [vm], "grace_s": 0}), "done")
+    (overlay,) = files(agent, vm)
+    assert overlay.name == f"{vm}.qcow2"
     subprocess.run(["qemu-img", "check", "-q", str(overlay)], check=True)
     told = subprocess.run(["qemu-img", "info", "--backing-chain", "--output=json", str(overlay)], check=True,
                           stdout=subprocess.PIPE).stdout
-    assert len(json.loads(told)) == 2
+    golden = Path(agent.config["images"]["directory"]) / agent.config["images"]["catalogue"]["try"]["file"]
+    assert [one["filename"] for one in json.loads(told)] == [str(overlay), str(golden)]
 
 
 def test_expiry_leaves_a_flat_chain_and_the_guest_alone(allowed: Agent, controller: Controller) -> None:
     allowed.start()
-    vm = started(controller)
+    vm = started(controller, keep_s=300)
     controller.reply(controller.send("vm.snapshot", {"vms": [vm], "name": "short", "keep_s": 10}), "done")
     assert len(files(allowed, vm)) == 2
     gone = in_state(allowed, vm, "gone")
@@ -99,6 +108,7 @@ def test_expiry_leaves_a_flat_chain_and_the_guest_alone(allowed: Agent, controll
     assert [path.name for path in files(allowed, vm)] == [f"{vm}.qcow2"]
     assert ".snap-" not in virsh("dumpxml", f"vma-{vm}")
     assert controller.wait_phase(vm, "ready")["incarnation"] == 0
+    stopped_flat_and_sound(allowed, controller, vm)
 
 
 def test_a_frozen_qemu_is_told_in_time_and_nothing_is_left(allowed: Agent, controller: Controller) -> None:
