@@ -8,14 +8,16 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
 from typing import Any, Dict, List
 
+import libvirt
 import pytest
 
-from tests.real.conftest import qemu_pids, start_args, virsh
+from tests.real.conftest import SUBNET, pings, qemu_pids, start_args, virsh
 from tests.support.agent import Agent, Controller, vm_of
 from tests.support.waiting import until
 
@@ -29,6 +31,14 @@ while :; do
   sleep 1
 done
 """
+
+
+LARGE_MIB = 400
+FILLS = f"""#!/bin/sh
+until [ "$(awk '/^Icmp: [0-9]/ {{print $10}}' /proc/net/snmp)" != 0 ]; do sleep 0.2; done
+dd if=/dev/zero of=/dev/vda bs=1M seek=500 count={LARGE_MIB} conv=notrunc,fsync
+{MARKS[MARKS.index("life"):]}"""
+"""Pinged, it writes so much that to commit it takes a while; and marks from then on."""
 
 
 @pytest.fixture
@@ -45,8 +55,8 @@ def started(controller: Controller, **kw: Any) -> str:
 
 
 def snapshots(agent: Agent, vm: str) -> List[Dict[str, Any]]:
-    answer = agent.ask("show", vm=vm)
-    return list(answer["state"]["snapshots"]) if answer else []
+    state = (agent.ask("show", vm=vm) or {}).get("state")  # no word of it while the agent starts
+    return list(state["snapshots"]) if state else []
 
 
 def in_state(agent: Agent, vm: str, state: str, seconds: float = 60) -> Dict[str, Any]:
@@ -152,3 +162,58 @@ def test_killed_while_it_is_deleted(allowed: Agent, controller: Controller, inst
     controller.reply(id, "done")
     assert [path.name for path in files(allowed, vm)] == [f"{vm}.qcow2"]
     assert controller.wait_phase(vm, "ready")["incarnation"] == 0
+
+
+@pytest.mark.parametrize("below", [False, True], ids=["the top layer", "a layer in the middle"])
+def test_killed_in_the_middle_of_a_long_commit(allowed: Agent, controller: Controller, below: bool) -> None:
+    """QEMU goes on with the block job; the next agent finds it, lets it end, and takes the layer away."""
+    allowed.config["snapshots"]["job_s"] = 240
+    allowed.start()
+    vm = started(controller, keep_s=300, user_data=base64.b64encode(FILLS.encode()).decode())
+    take(controller, vm, "a")
+    until(lambda: pings(f"{SUBNET}.10"), 30, "the guest is told to fill it")
+    layer = named(allowed, vm, ".snap-a.qcow2")
+    until(lambda: allocated(layer) > LARGE_MIB << 20 and marked(layer), 120, "the guest fills the layer")
+    if below:
+        take(controller, vm, "b")
+    domain = libvirt.open(allowed.config["hypervisor"]["uri"]).lookupByUUIDString(vm)
+    id = controller.send("vm.snapshot.delete", {"vms": [vm], "name": "a"})
+    until(lambda: slow(domain), 60, "the commit is under way, at 1 MiB/s from here on")
+    allowed.kill9()
+    assert domain.blockJobInfo("vda"), "QEMU goes on by itself"
+    marks = newest(allowed, vm)
+    allowed.start()
+    (found,) = until(lambda: [one for one in snapshots(allowed, vm) if one["name"] == "a"], 30, "it knows of it")
+    assert found["state"] == "deleting" and domain.blockJobInfo("vda")
+    domain.blockJobSetSpeed("vda", 0)
+    controller.reply(id, "done")
+    assert not layer.exists()
+    until(lambda: newest(allowed, vm) > marks, 60, "the guest has gone on all the time")
+    assert controller.wait_phase(vm, "ready")["incarnation"] == 0
+    if below:
+        assert len(files(allowed, vm)) == 2
+        controller.reply(controller.send("vm.snapshot.delete", {"vms": [vm], "name": "b"}), "done")
+    stopped_flat_and_sound(allowed, controller, vm)
+
+
+def take(controller: Controller, vm: str, name: str) -> None:
+    controller.reply(controller.send("vm.snapshot", {"vms": [vm], "name": name}), "done")
+
+
+def allocated(path: Path) -> int:
+    return path.stat().st_blocks * 512
+
+
+def slow(domain: libvirt.virDomain) -> bool:
+    """Whether there is a block job on its disk, held to 1 MiB/s from here on."""
+    try:
+        domain.blockJobSetSpeed("vda", 1)
+    except libvirt.libvirtError:
+        return False
+    return bool(domain.blockJobInfo("vda"))
+
+
+def newest(agent: Agent, vm: str) -> int:
+    """The last mark that the guest wrote."""
+    numbers = [re.findall(rb"MARK [0-9a-f-]+ (\d+)\.", path.read_bytes()) for path in files(agent, vm)]
+    return max((int(n) for found in numbers for n in found), default=0)
