@@ -128,7 +128,8 @@ def test_a_start_admitted_while_nobody_knew_of_a_guest_with_its_volume(
     assert following.replies(id)[-1]["status"] == "accepted"
     following.host.away = False
     following.run(following.recovery.resync())
-    assert last(following, id)["status"] == "failed"
+    reply = last(following, id)
+    assert (reply["status"], f"volume data is used by VM {vm}" in reply["problem"]["detail"]) == ("failed", True)
     loser = following.world.find(vm_id(id, 0))
     assert loser is not None and loser.outcome is Outcome.FAILED
     assert any(f"volume data is used by VM {vm}" in reason.why for reason in loser.reasons)

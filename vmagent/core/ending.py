@@ -16,11 +16,12 @@ from vmagent.core.actions import Action, Do
 from vmagent.core.model import Desired, Disk, Journal, Now, Observed, Outcome, Reason, Seen, VmRecord
 
 REASONS_KEPT = 20
+NOT_STARTED = "it was not started"
 CAUSES: Mapping[str, Tuple[Outcome, str]] = {
     "lease": (Outcome.EXPIRED, "the agreed run time is over"),
     "command": (Outcome.KILLED, "ended by command"),
     "rollback": (Outcome.FAILED, "rolled back"),
-    "start": (Outcome.FAILED, "it was not started"),
+    "start": (Outcome.FAILED, NOT_STARTED),
     "crash": (Outcome.CRASHED, "crashed"),
     "reboot": (Outcome.LOST, "host reboot"),
     "image": (Outcome.KILLED, "its image is not trusted any more"),

@@ -14,6 +14,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 from vmagent.core import attaching, lease, renewal, snapshots
 from vmagent.core.changes import CommandRow
+from vmagent.core.ending import NOT_STARTED
 from vmagent.core.model import Desired, Now, Phase, VmRecord
 from vmagent.core.snapshotmodel import SnapshotState
 from vmagent.errors import Problem
@@ -40,8 +41,13 @@ def _failed(type: str, detail: str, **fields: Any) -> Judgement:
 
 def _over(record: VmRecord) -> Judgement:
     outcome = record.outcome.value if record.outcome else "unknown"
-    why = record.reasons[-1].why if record.reasons else outcome
-    return _failed("ended", f"it ended first ({outcome}): {why}", outcome=outcome)
+    return _failed("ended", f"it ended first ({outcome}): {_why(record) or outcome}", outcome=outcome)
+
+
+def _why(record: VmRecord) -> str:
+    """The last reason; of a start that came to nothing also the one before, which says why."""
+    told = [reason.why for reason in record.reasons]
+    return ": ".join(reversed(told[-2:] if told[-1:] == [NOT_STARTED] else told[-1:]))
 
 
 def _start(record: VmRecord, phase: Phase, now: Now) -> Judgement:
