@@ -178,7 +178,7 @@ class ImageCommands:
 
 def _ref(image: ImageRecord) -> ImageRef:
     return ImageRef(image.id, image.sha512, image.format, image.url, image.size, image.endorser, image.list,
-                    image.list_version)  # fmt: skip
+                    image.list_version, image.source)  # fmt: skip
 
 
 def _pinned(image: ImageRecord, pin: Pin) -> Dict[str, Any]:

@@ -62,7 +62,7 @@ DESCRIBED = {"url": "https://images.example.org/a/x.vmdk", "sha512": SHA512, "fo
 def test_an_image_that_a_request_describes_is_taken_below_what_the_site_allows() -> None:
     policy = dataclasses.replace(DESCRIBING, trust=TrustPolicy(unendorsed="request"))
     spec = admitted(start(image=DESCRIBED), policy=policy).specs[0]
-    assert spec.image == ImageRef(f"sha512-{SHA512[:16]}", SHA512, "vmdk", DESCRIBED["url"], 12345)
+    assert spec.image == ImageRef(f"sha512-{SHA512[:16]}", SHA512, "vmdk", DESCRIBED["url"], 12345, source="request")
 
 
 def test_where_it_may_come_from_is_not_yet_whether_it_is_trusted() -> None:

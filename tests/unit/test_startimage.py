@@ -41,7 +41,8 @@ def refusal(id: str, of: Policy, endorsed: Endorsements, vo: str = "atlas") -> P
 
 def test_an_image_of_a_list_brings_its_provenance_into_the_wish() -> None:
     found = chosen("listed", policy(), known(), "atlas")
-    assert found == StartImage(ImageRef("listed", LISTED, "qcow2", imagelists.URI, 4096, ENDORSER, IDENTIFIER, "42"))
+    ref = ImageRef("listed", LISTED, "qcow2", imagelists.URI, 4096, ENDORSER, IDENTIFIER, "42", "list")
+    assert found == StartImage(ref)
 
 
 def test_an_image_of_the_site_is_the_site_s_unless_a_list_endorses_it_too() -> None:
@@ -50,6 +51,17 @@ def test_an_image_of_the_site_is_the_site_s_unless_a_list_endorses_it_too() -> N
     assert (both.id, both.url, both.endorser, both.list, both.list_version) == ("own", "", ENDORSER, IDENTIFIER, "42")
     late = dataclasses.replace(known(image("same-bytes", OWN)), now_wall="2027-01-01T00:00:00.000Z")
     assert chosen("own", policy(), late, "").ref == ImageRef("own", OWN, "raw")
+
+
+def test_the_site_s_word_is_enough_for_an_image_of_its_own_wherever_it_is_fetched_from() -> None:
+    url = "https://images.example.org/own.raw"
+    fetched = {"own": CatalogueImage("own", "", "raw", OWN, 7, url, 4096)}
+    site = dataclasses.replace(policy(), images=fetched)
+    for endorsed in (known(), known(image("same-bytes", OWN))):
+        ref = chosen("own", site, endorsed, "atlas").ref
+        assert (ref.url, ref.source) == (url, "site")
+        assert unendorsed_now({}, ref, "site") is None  # nor when the list that endorses it too is not here any more
+    assert unendorsed_now({}, chosen("own", site, known(), "atlas").ref, "deny").problem.type == "image-unendorsed"
 
 
 def test_a_site_may_want_a_list_s_endorsement_for_its_own_images_too() -> None:

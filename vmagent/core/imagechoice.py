@@ -52,7 +52,7 @@ def described(
     if REQUEST not in trust.ENOUGH[policy.trust.unendorsed]:
         by = endorsed_by(record, policy, known, vo) or record
     return StartImage(ImageRef(id, record.sha512, record.format, url, record.size, by.endorser, by.list,
-                               by.list_version))  # fmt: skip
+                               by.list_version, REQUEST))  # fmt: skip
 
 
 def check_url(url: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from vmagent.core import codec, trust
 from vmagent.core.changes import CommandRow
-from vmagent.core.imagemodel import LIST, Download, ImageFile, ImageRecord, Kept, Pin, Revocation, nameless
+from vmagent.core.imagemodel import LIST, REQUEST, Download, ImageFile, ImageRecord, Kept, Pin, Revocation, nameless
 from vmagent.core.model import Now, Phase, VmRecord
 from vmagent.core.policy import CatalogueImage
 from vmagent.core.revocation import Distrust, against, record_of, version
@@ -36,7 +36,7 @@ def known(
     for record in users(records):
         image = record.spec.image
         gone = dataclasses.replace(record_of(image), source=GONE)
-        found.setdefault((image.id, image.sha512), record_of(image) if image.url and not image.list else gone)
+        found.setdefault((image.id, image.sha512), record_of(image) if image.source == REQUEST else gone)
     named = {sha512 for _, sha512 in found}
     for sha512 in sorted({*kept.files, *kept.pins} - named):
         gone = _nameless(sha512, kept)

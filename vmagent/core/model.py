@@ -127,6 +127,7 @@ class ImageRef:
     endorser: str = ""  # subject of who signed the list; "" = the site itself, by its catalogue
     list: str = ""  # identifier of that list
     list_version: str = ""
+    source: str = "site"  # who told us of it: "site" (its catalogue) | "list" | "request"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import Any, Iterator, Mapping, Optional, Sequence, Tuple, Union
 
 from vmagent.core import trust, walltime
 from vmagent.core.ending import because, begin_stop, journaled
-from vmagent.core.imagemodel import LIST, REQUEST, SITE, ImageRecord, Revocation
+from vmagent.core.imagemodel import LIST, ImageRecord, Revocation
 from vmagent.core.model import Desired, ImageRef, Now, VmRecord
 from vmagent.core.policy import Policy, TrustPolicy
 from vmagent.core.trust import VerifiedList
@@ -65,9 +65,8 @@ def refused(image: Union[ImageRef, ImageRecord], revocations: Revocations) -> Op
 
 def record_of(image: ImageRef) -> ImageRecord:
     """What a guest was admitted with, as the record that trust.py judges."""
-    source = LIST if image.url and image.list else REQUEST if image.url else SITE
     return ImageRecord(
-        image.id, image.sha512, image.format, source, image.url, image.size, image.endorser, image.list,
+        image.id, image.sha512, image.format, image.source, image.url, image.size, image.endorser, image.list,
         image.list_version,
     )  # fmt: skip
 

@@ -76,7 +76,7 @@ def _reason(record: ImageRecord, policy: Policy, known: Endorsements, vo: Option
 def _start_image(record: ImageRecord, policy: Policy, known: Endorsements) -> StartImage:
     if record.source == LIST:
         ref = ImageRef(record.id, record.sha512, record.format, record.url, record.size, record.endorser, record.list,
-                       record.list_version)  # fmt: skip
+                       record.list_version, LIST)  # fmt: skip
         return StartImage(ref)
     by = endorsed_by(record, policy, known, None) or record
     site = policy.images[record.id]
