@@ -17,7 +17,7 @@ from vmagent import ports
 from vmagent.consequences import Consequences
 from vmagent.core import plan as planning
 from vmagent.core import proof
-from vmagent.core.actions import TABLE, Action
+from vmagent.core.actions import TABLE, Action, abreast
 from vmagent.core.changes import Change
 from vmagent.core.ending import WAITS_FOR_ROOM, because
 from vmagent.core.model import Observed, Seen, VmRecord
@@ -199,19 +199,28 @@ class Reconciler:
 
     async def _act(self, action: Action, chain: Sequence[Action], observed: Observed) -> None:
         times = self._in_vain(action, observed)
-        for doing in chain:
-            reach(f"before-{doing.do.value}")
-            try:
-                await self._performers[doing.port].perform(doing)
-            except Fault as fault:
+        for row in abreast(chain):
+            under_way = [Deferred.fromCoroutine(self._perform(each)) for each in row]
+            failed = [fault for fault in [await one for one in under_way] if fault is not None]
+            for doing, fault in failed:
                 await self._failed(doing, fault)
+            if failed:
                 return
-            reach(f"after-{doing.do.value}")
         if times:
             await self._changed_nothing(action, observed, times)
             return
         self._failures.pop(action.vm, None)
         self.mark(action.vm)
+
+    async def _perform(self, action: Action) -> Optional[Tuple[Action, Fault]]:
+        """None = it was done."""
+        reach(f"before-{action.do.value}")
+        try:
+            await self._performers[action.port].perform(action)
+        except Fault as fault:
+            return action, fault
+        reach(f"after-{action.do.value}")
+        return None
 
     async def _changed_nothing(self, action: Action, observed: Observed, times: int) -> None:
         """Success was told, and the next look found the same: after a few times a limit counts as refused."""

@@ -181,6 +181,17 @@ def test_a_full_disk_ends_leases_and_takes_no_command(site: Site) -> None:
     assert site.states(vm)[-1]["outcome"] == "expired"
 
 
+def test_rules_that_fail_are_told_and_nothing_is_begun_though_it_was_defined_beside_them(site: Site) -> None:
+    site.host.fail[Do.APPLY_FIREWALL] = [Fault(FaultKind.BUSY, "the kernel is busy")]
+    vm = vm_id(site.send("vm.start", start_args()), 0)
+    site.settle(lambda: (vm, Do.DEFINE) in site.host.done)
+    assert (vm, Do.START_PAUSED) not in site.host.done
+    site.settle(lambda: site.phase(vm) is Phase.READY)
+    order = [do for one, do in site.host.done if one == vm]
+    assert order.index(Do.DEFINE) < order.index(Do.APPLY_FIREWALL) < order.index(Do.START_PAUSED)
+    assert any("the kernel is busy" in each["why"] for each in site.states(vm)[-1]["reasons"])
+
+
 def test_what_follows_a_safe_step_waits_for_its_commit(site: Site) -> None:
     """The rules are applied without one; the start that would follow in the same go is not begun."""
     def attempts(changes: Sequence[Change]) -> Optional[FaultKind]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from enum import Enum
-from typing import Optional, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 from vmagent.core.model import CpuLimit, Disk, Tag, VmSpec
 from vmagent.core.snapshotmodel import Job
@@ -91,6 +91,10 @@ TABLE = {
 }
 
 
+_ABREAST = {(Do.APPLY_FIREWALL, Do.DEFINE)}
+"""What follows each other in a chain and does not need each other: both work on names, no device exists yet."""
+
+
 @dataclass(frozen=True)
 class Action:
     """One effect on one VM."""
@@ -129,3 +133,14 @@ class Action:
     @property
     def safe(self) -> bool:
         return TABLE[self.do].safe
+
+
+def abreast(chain: Sequence[Action]) -> List[Tuple[Action, ...]]:
+    """The chain in its order; what stands in one tuple may be performed at the same time."""
+    rows: List[Tuple[Action, ...]] = []
+    for each in chain:
+        if rows and all((before.do, each.do) in _ABREAST for before in rows[-1]):
+            rows[-1] = (*rows[-1], each)
+        else:
+            rows.append((each,))
+    return rows

@@ -23,6 +23,7 @@ end every way on which a frame passes: they remember flows (core/tracking.py), c
 
 from __future__ import annotations
 
+import functools
 import re
 import struct
 from dataclasses import dataclass
@@ -191,6 +192,7 @@ def _intervals(ranges: Sequence[Tuple[int, int]], width: int) -> Tuple[Tuple[byt
     return tuple(elements)
 
 
+@functools.lru_cache(maxsize=64)  # what was applied is read back at once
 def device_rules(
     instance: str, interface: Interface, nic: NicLimits, site: SiteFirewall, mode: str
 ) -> DeviceRules:
