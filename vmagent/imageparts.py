@@ -23,11 +23,11 @@ LIST_S = 300.0  # the longest that fetching an image list may take
 
 def files(
     config: Config, reactor: Any, clock: ports.Clock, chance: random.Random, lanes: Mapping[str, Lanes],
-    needed: Callable[[], FrozenSet[str]], contexts: Contexts,
+    needed: Callable[[], FrozenSet[str]], contexts: Contexts, floor_gib: Callable[[], int],
 ) -> LocalImages:
     """Golden images, overlays and seeds on the local disk.  needed: see `wished`, of a world that is made later."""
     around = Surroundings(reactor, lanes["fetching"], chance.random, lambda: walltime.seconds(clock.now().wall),
-                          config.policy.disk_floor_gib, needed, contexts)
+                          floor_gib, needed, contexts)
     return local_images(config.images, config.policy.images, lanes["images"], around, config.policy.volumes)
 
 

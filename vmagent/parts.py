@@ -264,7 +264,8 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
     broker = config.broker
     store = SqliteStore(config.directories.state / "vmagent.db", lanes["store"], broker.spool_rows,
                         broker.spool_mib * 2**20)
-    images = imageparts.files(config, reactor, clock, chance, lanes, lambda: imageparts.wished(world), store.context)
+    images = imageparts.files(config, reactor, clock, chance, lanes, lambda: imageparts.wished(world), store.context,
+                              lambda: consequences.policy.disk_floor_gib)
     interfaces.ours_alone(policy.instance)
     kernel = _kernel(policy, lanes["network"])
     hypervisor = Libvirt(config.hypervisor, policy.instance, _paths(images), reactor, kernel.processes.halted,

@@ -7,6 +7,7 @@ deadline is wide, because this host is an emulated one on two shared cores.
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Callable, Dict, NamedTuple
 
 import pytest
@@ -75,6 +76,22 @@ def test_the_unit_gives_the_agent_all_it_needs(on_host: OnHost) -> None:
     on_host(body)
 
 
+def test_what_reads_an_image_has_no_network_under_the_unit(on_host: OnHost) -> None:
+    """The words that our code puts before such a program, found and used within the unit's own sandbox."""
+    code = "import subprocess; from vmagent.images import inspection; " \
+           "print(subprocess.check_output([*inspection._offline(), 'cat', '/proc/net/dev']).decode())"
+
+    def body(host: BootedHost) -> None:
+        install(host)
+        sandbox = host.sh("grep -E '^(Capability|NoNew|SystemCall|Restrict|Protect|Private|Lock)' "
+                          "/usr/lib/systemd/system/vmagent.service").split("\n")  # fmt: skip
+        words = " ".join(f"-p {shlex.quote(each)}" for each in sandbox if each)
+        said = host.sh(f"systemd-run -q --wait --pipe {words} python3 -c {shlex.quote(code)}", START_S)
+        assert [line.split(":")[0].strip() for line in said.splitlines()[2:] if line] == ["lo"]
+
+    on_host(body)
+
+
 def test_this_kernel_tracks_connections_and_says_so(on_host: OnHost) -> None:
     def body(host: BootedHost) -> None:
         guest(host)
@@ -108,7 +125,7 @@ DISTURBANCES: Dict[str, Callable[[Guest], Disturbance]] = {
 
 def _filtered(one: Guest) -> str:
     """As much stands in the table as before."""
-    return f"[ $(nft list table bridge {TABLE} 2>/dev/null | wc -l) -ge $(cat /root/lines) ]"
+    return f"[ $(nft list table bridge {TABLE} 2>/dev/null | wc -l) -ge $(cat /var/tmp/lines) ]"
 
 
 def _shaped(one: Guest) -> str:
@@ -124,7 +141,7 @@ def test_drift_is_mended_and_told(on_host: OnHost, name: str) -> None:
     def body(host: BootedHost) -> None:
         one = guest(host)
         does, mended, kind = DISTURBANCES[name](one)
-        host.sh(f"nft list table bridge {TABLE} | wc -l > /root/lines")
+        host.sh(f"nft list table bridge {TABLE} | wc -l > /var/tmp/lines")
         assert host.run(mended).code == 0
         before = len(events(host, "security.alert"))
         gone = host.run(f"{does}; {mended}")  # at once, before anybody can have seen it
@@ -150,8 +167,8 @@ def test_what_qemu_takes_beside_its_guest_is_learned(on_host: OnHost) -> None:
 
     def body(host: BootedHost) -> None:
         guest(host)
-        host.put({"/root/learned.py": LEARNED})
-        host.until("python3 -I /root/learned.py", 60 + HELD_S, "a value in the store")
+        host.put({"/var/tmp/learned.py": LEARNED})
+        host.until("python3 -I /var/tmp/learned.py", 60 + HELD_S, "a value in the store")
 
     on_host(body)
 

@@ -47,7 +47,7 @@ class Guest:
         entry = CatalogueImage(image["id"], image["file"], image["format"], image["sha512"])
         settings = ImageSettings(directory, folder / "overlays", folder / "seeds", CacheSettings(folder / "cache"))
         nothing = succeed(None)
-        around = Surroundings(self.reactor, lanes, lambda: 1.0, lambda: 0.0, 0, frozenset, lambda command: nothing)
+        around = Surroundings(self.reactor, lanes, lambda: 1.0, lambda: 0.0, lambda: 0, frozenset, lambda command: nothing)
         self.images = local_images(settings, {entry.id: entry}, lanes, around)
         self.firewall = NftFirewall(INSTANCE, lanes, SiteFirewall())
         self.wires = Wires(BRIDGE, "198.18.71.1/24", "2001:db8:71::1/64")

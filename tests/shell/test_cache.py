@@ -31,7 +31,7 @@ class Cached:
 
     def again(self, limit: int = 4 * SIZE - KIB, floor: int = 0) -> Cache:
         """As after a restart."""
-        shelf = Shelf(self.folder, self.overlays, limit, floor, 3600)
+        shelf = Shelf(self.folder, self.overlays, limit, lambda: floor, 3600)
         self.cache = Cache(shelf, lambda: frozenset(self.needed), lambda: 2_000_000_000.0)
         self.cache.prepare()
         return self.cache

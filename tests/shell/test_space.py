@@ -27,8 +27,8 @@ class Room(Space):
     """As much as the test says."""
 
     def __init__(self, folder: Path, free: int, floor: int = 0) -> None:
-        super().__init__(folder, floor)
-        self.folder, self.free = folder, free
+        super().__init__(folder, lambda: self.floor)
+        self.folder, self.free, self.floor = folder, free, floor
 
     def _free(self) -> int:
         return self.free
@@ -58,6 +58,9 @@ def refused(room: Room, vm: str, size: int) -> str:
 def test_the_floor_stays_free(tmp_path: Path) -> None:
     room = Room(tmp_path, 10 * GIB, floor=4 * GIB)
     assert "6 GiB are left above the floor of 4 GiB" in refused(room, "a", 6 * GIB + 1)
+    room.floor = 7 * GIB  # the site reloads its policy
+    assert "3 GiB are left above the floor of 7 GiB" in refused(room, "a", 6 * GIB)
+    room.floor = 4 * GIB
     room.make("a", 6 * GIB)
 
 

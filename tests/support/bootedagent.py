@@ -54,15 +54,15 @@ def install(host: BootedHost) -> None:
     if host.run("rpm -q vmagent").code == 0:
         return
     with tempfile.TemporaryDirectory() as folder:
-        host.put({"/root/vmagent.rpm": build(Path(folder)).read_bytes()})
-    host.sh("rpm -i --nodeps /root/vmagent.rpm && systemctl -q disable vmagent vmagent-guard", 120)
+        host.put({"/var/tmp/vmagent.rpm": build(Path(folder)).read_bytes()})
+    host.sh("rpm -i --nodeps /var/tmp/vmagent.rpm && systemctl -q disable vmagent vmagent-guard", 120)
     host.put({"/etc/vmagent/vmagent.yaml": json.dumps(CONFIG).encode(), "/var/lib/vmagent/images/busy.raw": IMAGE})
     host.put({
         f"/etc/systemd/network/{BRIDGE}.netdev": f"[NetDev]\nName={BRIDGE}\nKind=bridge\n".encode(),
         f"/etc/systemd/network/{BRIDGE}.network":
             f"[Match]\nName={BRIDGE}\n[Network]\nAddress={SUBNET}.1/24\nConfigureWithoutCarrier=yes\n".encode(),
     })  # fmt: skip
-    host.put({"/root/ask.py": ASK})
+    host.put({"/var/tmp/ask.py": ASK})
     host.sh("networkctl reload")
     host.until(f"ip -br addr show dev {BRIDGE} | grep -q {SUBNET}.1/", 20, "the bridge")
     host.sh("vmagent --check-config")
@@ -71,7 +71,7 @@ def install(host: BootedHost) -> None:
 def ask(host: BootedHost, verb: str, **args: Any) -> Any:
     """The answer to one query on the local socket; of a stream, all its parts."""
     line = json.dumps({"id": 1, "verb": verb, "args": args})
-    answers = [json.loads(line) for line in host.sh(f"python3 -IS /root/ask.py {shlex.quote(line)}").splitlines()]
+    answers = [json.loads(line) for line in host.sh(f"python3 -IS /var/tmp/ask.py {shlex.quote(line)}").splitlines()]
     assert all("result" in each for each in answers), answers
     return answers[0]["result"] if len(answers) == 1 else [each["result"] for each in answers[:-1]]
 

@@ -66,7 +66,7 @@ class Shelf:
 
     def images(self, reactor: Reactor, threads: int = 2) -> LocalImages:
         around = Surroundings(
-            reactor, Lanes("fetching", threads, reactor), lambda: 1.0, lambda: 1_790_000_000.0, self.floor_gib,
+            reactor, Lanes("fetching", threads, reactor), lambda: 1.0, lambda: 1_790_000_000.0, lambda: self.floor_gib,
             lambda: frozenset(self.needed), lambda command: succeed(self.contexts.get(command)),
         )  # fmt: skip
         return local_images(self.settings, self.catalogue, Lanes("disk", threads, reactor), around)

@@ -22,14 +22,14 @@ class Surroundings:
     """What the images need of the rest.
 
     reactor: Twisted's; fetching: lanes of their own, for what takes long; chance(): 0 to 1; wall(): seconds since 1970;
-    floor_gib: that stay free; needed(): SHA-512s that wishes name; contexts: what a start gave its guests.
+    floor_gib(): that stay free; needed(): SHA-512s that wishes name; contexts: what a start gave its guests.
     """
 
     reactor: Any
     fetching: Lanes
     chance: Callable[[], float]
     wall: Callable[[], float]
-    floor_gib: int
+    floor_gib: Callable[[], int]
     needed: Callable[[], FrozenSet[str]]
     contexts: Contexts
 
@@ -40,7 +40,9 @@ def local_images(
 ) -> LocalImages:
     """Nothing is started yet."""
     kept, fetch = settings.cache, settings.fetch
-    floor = around.floor_gib * GIB
+    def floor() -> int:
+        return around.floor_gib() * GIB
+
     shelf = Shelf(kept.directory, settings.overlays, kept.size_gib * GIB, floor, kept.part_keep_s)
     cache = Cache(shelf, around.needed, around.wall)
     bounds = Bounds(fetch.largest_gib * GIB, fetch.stall_s, fetch.deadline_s)

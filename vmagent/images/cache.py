@@ -47,12 +47,12 @@ _LONGEST_NOTE = 1 << 16
 
 @dataclass(frozen=True)
 class Shelf:
-    """Where, and how much: limit in bytes of all files together; floor: bytes that stay free on the disk."""
+    """Where, and how much: limit in bytes of all files together; floor(): bytes that stay free on the disk."""
 
     directory: Path
     overlays: Path
     limit: int
-    floor: int
+    floor: Callable[[], int]
     part_keep_s: float
 
 
@@ -134,15 +134,15 @@ class Cache:
                 raise Fault(FaultKind.FULL, f"{more} bytes do not fit in images.cache.size_gib ({shelf.limit // GIB})")
             doubt = self._stood_on()[1]
             for goes in (*self._idle_parts(), *self._oldest_first()):
-                if self._taken() + more <= shelf.limit and self._free() - more >= shelf.floor:
+                if self._taken() + more <= shelf.limit and self._free() - more >= shelf.floor():
                     return
                 goes()
             if self._taken() + more > shelf.limit:
                 full = f"the image cache of {shelf.limit // GIB} GiB is full of images in use"
                 raise Fault(FaultKind.FULL, f"{full}{doubt}")
-            if self._free() - more < shelf.floor:
-                floor = f"above the floor of {shelf.floor // GIB} GiB{doubt}"
-                raise Fault(FaultKind.FULL, f"{more} bytes needed, {max(0, self._free() - shelf.floor)} free {floor}")
+            if self._free() - more < shelf.floor():
+                floor = f"above the floor of {shelf.floor() // GIB} GiB{doubt}"
+                raise Fault(FaultKind.FULL, f"{more} bytes needed, {max(0, self._free() - shelf.floor())} free {floor}")
 
     def evict(self, sha512: str) -> None:
         """Faults: GONE, BUSY."""

@@ -63,11 +63,11 @@ class _Pause:
 
 
 class Downloads:
-    """chance(): 0 to 1; floor: bytes that stay free; largest: bytes that a guest may see of an image."""
+    """chance(): 0 to 1; floor(): bytes that stay free; largest: bytes that a guest may see of an image."""
 
     def __init__(
         self, fetcher: Fetcher, cache: Cache, lanes: Lanes, reactor: Any, chance: Callable[[], float], parallel: int,
-        floor: int, largest: int,
+        floor: Callable[[], int], largest: int,
     ) -> None:
         self._fetcher = fetcher
         self._cache = cache
@@ -132,7 +132,7 @@ class Downloads:
     async def _bring(self, job: _Job) -> None:
         image = job.image
         self._step(job, "fetching")
-        part = Part(self._cache.part_path(image.sha512), self._floor)
+        part = Part(self._cache.part_path(image.sha512), self._floor())
 
         def told(done: int, total: int) -> None:
             job.download = dataclasses.replace(job.download, done=done, total=total)

@@ -5,8 +5,8 @@ Rules
 1. Our own reader looks first (header.py, foreign.py), then `qemu-img info` with the declared format: QEMU must see the
    same disk and no second file.  `qemu-img check` goes through the tables of a qcow2 then: none may lie outside the
    file or over another.
-2. Every program that reads an image is a bounded child (memory, CPU, time, size of what it writes), without network
-   where the host lets us take it away; it is told the format, it never guesses.
+2. Every program that reads an image is a bounded child (memory, CPU, time, size of what it writes) in a network
+   namespace with nothing in it; it is told the format, it never guesses.
 3. vmdk, vdi and vhdx become qcow2 once, here, within the size that `qemu-img measure` said beforehand.  What came out
    is inspected as qcow2 before it is used.
 
@@ -15,8 +15,10 @@ Blocking.  Faults: REFUSED, saying what is wrong; FULL; UNKNOWN past a deadline.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import logging
 from pathlib import Path
 from typing import Any, Mapping, Sequence, Tuple
 
@@ -26,6 +28,7 @@ from vmagent.images.foreign import foreign_size
 from vmagent.images.header import virtual_size
 from vmagent.images.places import full
 
+log = logging.getLogger("vmagent.images")
 NATIVE = ("raw", "qcow2")
 FOREIGN = ("vmdk", "vdi", "vhdx")
 _INFO_S = 30.0
@@ -121,13 +124,16 @@ def _object(argv: Sequence[str], deadline_s: float, limits: children.Limits) -> 
 
 @functools.lru_cache(maxsize=1)
 def _offline() -> Tuple[str, ...]:
-    """In front of a program: a network namespace of its own.  Nothing, where we may make none (systemd's unit)."""
-    words = ("unshare", "--net", "--")
-    try:
-        children.run([*words, "true"], _INFO_S)
-    except Fault:
-        return ()
-    return words
+    """In front of a program: a network namespace of its own.  Nothing, where the host lets us make none; that is told.
+
+    Under systemd's unit we lack CAP_SYS_ADMIN, but have it in a user namespace of our own.
+    """
+    for words in (("unshare", "--net", "--"), ("unshare", "--user", "--map-current-user", "--net", "--")):
+        with contextlib.suppress(Fault):
+            children.run([*words, "true"], _INFO_S)
+            return words
+    log.warning("images are inspected and converted without a network namespace: this host lets the agent make none")
+    return ()
 
 
 def _agree(said: Mapping[str, Any], declared: str, size: int, path: Path) -> None:

@@ -13,7 +13,7 @@ import contextlib
 import os
 import threading
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, Tuple
+from typing import Callable, Dict, Iterable, Iterator, Tuple
 
 from vmagent.errors import Fault, FaultKind
 from vmagent.images.header import disk_size
@@ -22,9 +22,9 @@ GIB = 2**30
 
 
 class Space:
-    """The file system of `overlays`; floor: bytes that stay free."""
+    """The file system of `overlays`; floor(): bytes that stay free, as the site says it now."""
 
-    def __init__(self, overlays: Path, floor: int) -> None:
+    def __init__(self, overlays: Path, floor: Callable[[], int]) -> None:
         self._overlays = overlays
         self._floor = floor
         self._lock = threading.Lock()
@@ -39,11 +39,12 @@ class Space:
         with self._lock:
             promised = sum(self._making.values()) + sum(
                 grows for other, grows in _growth(files).items() if other != vm and other not in self._making)
-            left = self._free() - self._floor - promised
+            floor = self._floor()
+            left = self._free() - floor - promised
             if needed > left:
-                free, floor = max(0, left) // GIB, self._floor // GIB
+                free = max(0, left) // GIB
                 raise Fault(FaultKind.FULL, f"room for {needed / GIB:g} GiB is needed, {free} GiB are left above the "
-                                            f"floor of {floor} GiB and what others were promised; it waits")
+                                            f"floor of {floor // GIB} GiB and what others were promised; it waits")
             self._making[vm] = needed
         try:
             yield
