@@ -129,6 +129,9 @@ class Web:
         """The final answer, redirects followed.  Faults: REFUSED, BUSY; its status is the caller's to judge."""
         for _ in range(MOST_REDIRECTS + 1):
             answer = await self._ask(url, headers, trust)
+            if answer.length < 0:  # Twisted 22 believes it
+                answer.abort()
+                raise Fault(FaultKind.BUSY, f"the server says that its answer has {answer.length} bytes")
             if answer.status not in _REDIRECTS:
                 return answer
             answer.abort()
