@@ -136,16 +136,21 @@ def test_a_frozen_qemu_is_told_in_time_and_nothing_is_left(allowed: Agent, contr
     assert controller.wait_phase(vm, "ready")["incarnation"] == 0
 
 
+def killed_at(agent: Agent, controller: Controller, instant: str, verb: str, vm: str) -> None:
+    """It dies there while it does this to the snapshot "a"; the next one brings it to its end."""
+    agent.kill9()
+    agent.start(crash_at=instant)
+    id = controller.send(verb, {"vms": [vm], "name": "a"})
+    until(lambda: not agent.alive(), 60, instant)
+    agent.start()
+    controller.reply(id, "done")
+
+
 @pytest.mark.parametrize("instant", ["before-take-snapshot", "after-take-snapshot"])
 def test_killed_while_it_is_taken(allowed: Agent, controller: Controller, instant: str) -> None:
     allowed.start()
     vm = started(controller)
-    allowed.kill9()
-    allowed.start(crash_at=instant)
-    id = controller.send("vm.snapshot", {"vms": [vm], "name": "a"})
-    until(lambda: not allowed.alive(), 60, instant)
-    allowed.start()
-    controller.reply(id, "done")
+    killed_at(allowed, controller, instant, "vm.snapshot", vm)
     assert in_state(allowed, vm, "there")["name"] == "a" and len(files(allowed, vm)) == 2
 
 
@@ -154,12 +159,7 @@ def test_killed_while_it_is_deleted(allowed: Agent, controller: Controller, inst
     allowed.start()
     vm = started(controller)
     controller.reply(controller.send("vm.snapshot", {"vms": [vm], "name": "a"}), "done")
-    allowed.kill9()
-    allowed.start(crash_at=instant)
-    id = controller.send("vm.snapshot.delete", {"vms": [vm], "name": "a"})
-    until(lambda: not allowed.alive(), 60, instant)
-    allowed.start()
-    controller.reply(id, "done")
+    killed_at(allowed, controller, instant, "vm.snapshot.delete", vm)
     assert [path.name for path in files(allowed, vm)] == [f"{vm}.qcow2"]
     assert controller.wait_phase(vm, "ready")["incarnation"] == 0
 
