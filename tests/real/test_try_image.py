@@ -46,8 +46,10 @@ class Guest:
         lanes = Lanes("try", 2, self.reactor)
         entry = CatalogueImage(image["id"], image["file"], image["format"], image["sha512"])
         settings = ImageSettings(directory, folder / "overlays", folder / "seeds", CacheSettings(folder / "cache"))
-        nothing = succeed(None)
-        around = Surroundings(self.reactor, lanes, lambda: 1.0, lambda: 0.0, lambda: 0, frozenset, lambda command: nothing)
+        def nothing(command: str) -> Any:
+            return succeed(None)
+
+        around = Surroundings(self.reactor, lanes, lambda: 1.0, lambda: 0.0, lambda: 0, frozenset, nothing)
         self.images = local_images(settings, {entry.id: entry}, lanes, around)
         self.firewall = NftFirewall(INSTANCE, lanes, SiteFirewall())
         self.wires = Wires(BRIDGE, "198.18.71.1/24", "2001:db8:71::1/64")
