@@ -12,7 +12,7 @@ from typing import Callable, Dict, NamedTuple
 
 import pytest
 
-from tests.hosts.conftest import OnHost
+from tests.hosts.conftest import CHECKOUT, OnHost
 from tests.support.bootedagent import CAP, RATE, SUBNET, TABLE, ask, events, install, wait
 from tests.support.bootedhost import BootedHost
 from vmagent.core import identity
@@ -86,8 +86,9 @@ def test_what_reads_an_image_has_no_network_under_the_unit(on_host: OnHost) -> N
         sandbox = host.sh("grep -E '^(Capability|NoNew|SystemCall|Restrict|Protect|Private|Lock)' "
                           "/usr/lib/systemd/system/vmagent.service").split("\n")  # fmt: skip
         words = " ".join(f"-p {shlex.quote(each)}" for each in sandbox if each)
-        said = host.sh(f"systemd-run -q --wait --pipe {words} python3 -c {shlex.quote(code)}", START_S)
-        assert [line.split(":")[0].strip() for line in said.splitlines()[2:] if line] == ["lo"]
+        run = f"systemd-run -q --wait --pipe -E PYTHONPATH={CHECKOUT} {words} python3 -c {shlex.quote(code)}"
+        found = [line.split(":")[0].strip() for line in host.sh(run, START_S).splitlines() if ":" in line]
+        assert found == ["lo"]
 
     on_host(body)
 

@@ -126,9 +126,10 @@ def _object(argv: Sequence[str], deadline_s: float, limits: children.Limits) -> 
 def _offline() -> Tuple[str, ...]:
     """In front of a program: a network namespace of its own.  Nothing, where the host lets us make none; that is told.
 
-    Under systemd's unit we lack CAP_SYS_ADMIN, but have it in a user namespace of our own.
+    Under systemd's unit we lack CAP_SYS_ADMIN, but have it in a user namespace of our own.  That has no names for users
+    (0 takes CAP_SETFCAP), and needs none: what is root's can be read and written by who was root outside.
     """
-    for words in (("unshare", "--net", "--"), ("unshare", "--user", "--map-current-user", "--net", "--")):
+    for words in (("unshare", "--net", "--"), ("unshare", "--user", "--net", "--")):
         with contextlib.suppress(Fault):
             children.run([*words, "true"], _INFO_S)
             return words
