@@ -101,6 +101,7 @@ def golden(base: Path) -> Tuple[Path, Dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def bridge() -> Iterator[str]:
+    subprocess.run(["ip", "link", "del", BRIDGE], check=False, capture_output=True)  # of a run that was killed
     subprocess.run(["ip", "link", "add", BRIDGE, "type", "bridge"], check=True)
     try:
         subprocess.run(["ip", "addr", "add", f"{SUBNET}.1/24", "dev", BRIDGE], check=True)
