@@ -32,6 +32,7 @@ from vmagent.core.model import (
 )
 from vmagent.core.policy import SiteFirewall
 from vmagent.core.request import Envelope
+from vmagent.core.samples import HostSample, Sample
 from vmagent.core.snapshotmodel import JobDone
 
 
@@ -220,6 +221,20 @@ class Cgroups(Protocol):
 
     def perform(self, action: Action) -> Deferred[None]:
         """TELL_SYSTEMD.  Faults: REFUSED, UNKNOWN, GONE."""
+
+
+class Meter(Protocol):
+    """What guests and the host use, seen from outside."""
+
+    def fine(self, vms: Sequence[str]) -> Deferred[Mapping[str, Sample]]:
+        """Without the QEMU monitor; `disk` is as last read by `coarse`.  A guest that has no process is absent.  Never
+        fails."""
+
+    def coarse(self, vms: Sequence[str]) -> Deferred[None]:
+        """Read what only the monitor tells; a guest that is sick is left out and keeps what it had.  Never fails."""
+
+    def host(self) -> HostSample:
+        """Quick, local."""
 
 
 class Processes(Protocol):
