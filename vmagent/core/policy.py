@@ -7,6 +7,7 @@ from typing import Mapping, Optional, Tuple
 
 from vmagent.core.model import Firewall
 from vmagent.core.snapshotmodel import SnapshotRules
+from vmagent.core.usagemodel import AccountingRules
 
 
 @dataclass(frozen=True)
@@ -243,4 +244,5 @@ class Policy:
     snapshots: SnapshotRules = SnapshotRules()
     on_revoked: str = "report"  # report | pause | stop | kill: what becomes of guests whose image is distrusted
     volumes: Mapping[str, Volume] = field(default_factory=dict)
+    accounting: AccountingRules = AccountingRules()
     image_requests: Tuple[str, ...] = ()  # what the URL of an image that a request names must begin with; () = none
