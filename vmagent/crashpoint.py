@@ -25,6 +25,9 @@ POINTS = (
     "inspected",  # they are proven, neither converted nor kept
     "converted",  # what was made of them is whole, not inspected and without its name
     "ready",  # `ready` is committed
+    "accounts-written",  # a message for the accounting relay is whole on the disk, without its name
+    "accounts-archived",  # its copy is in the archive, it is not in the queue
+    "accounts-queued",  # it is in the queue, and the store does not know
     "revoked",  # what becomes of guests whose image is distrusted is committed, nothing done yet
 )
 _chosen = os.environ.get("VMAGENT_CRASH_AT", "")
