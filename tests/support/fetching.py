@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import os
 from pathlib import Path
-from typing import Any, List
+from typing import Any, Dict, List
 
 import pytest
 
@@ -31,6 +31,7 @@ class Host:
         self.server = ImageServer(certificates)
         self.turning = turning
         self.told: List[str] = []
+        self.wishes: Dict[int, VmSpec] = {}  # by member
         self.cache = self.shelf.settings.cache.directory
         self.settings(ca=certificates.ca, stall_s=10.0, deadline_s=30.0)
         self.images = self.again()
@@ -51,7 +52,8 @@ class Host:
         return ImageRef("tiny", hashlib.sha512(content).hexdigest(), "raw", self.server.url(path), **of)
 
     def spec(self, image: ImageRef, member: int = 0) -> VmSpec:
-        return dataclasses.replace(building.spec(member=member), image=image, disk_gib=1)
+        self.wishes[member] = dataclasses.replace(building.spec(member=member), image=image, disk_gib=1)
+        return self.wishes[member]
 
     def ask(self, image: ImageRef, member: int = 0) -> None:
         self.turning.call(self.images.perform, Action(Do.FETCH_IMAGE, self.spec(image, member)))
@@ -87,6 +89,6 @@ class Host:
         return sorted(path.suffix for path in self.cache.iterdir())
 
     def close(self) -> None:
-        for member in range(20):  # nobody wants anything any more
-            self.turning.call(self.images.perform, Action(Do.CLEAN_UP, self.spec(ImageRef("", "", "raw"), member)))
+        for spec in self.wishes.values():  # nobody wants anything any more
+            self.turning.call(self.images.perform, Action(Do.CLEAN_UP, spec))
         self.server.close()
