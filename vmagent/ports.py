@@ -34,6 +34,7 @@ from vmagent.core.policy import SiteFirewall
 from vmagent.core.request import Envelope
 from vmagent.core.samples import HostSample, Sample
 from vmagent.core.snapshotmodel import JobDone
+from vmagent.core.usagemodel import UsageRow
 
 
 class Verifier(Protocol):
@@ -284,9 +285,18 @@ class Store(Protocol):
 
     def epoch(self) -> Epoch: ...
 
-    def prune(self, now: Now) -> Deferred[int]:
+    def usage(
+        self, after: int, limit: int, vm: str = "", since: str = "", until: str = ""
+    ) -> Deferred[Tuple[UsageRow, ...]]:
+        """Closed periods with rows above `after`, oldest first; of this VM; that overlap this time (wall texts)."""
+
+    def exported(self) -> Deferred[Mapping[str, int]]:
+        """Who exports usage -> the row up to which he did, as MarkExported said."""
+
+    def prune(self, now: Now, usage_days: int = 400, exporters: Sequence[str] = ()) -> Deferred[int]:
         """Forget what is past its time: audit and closed VMs after 400 days, finished commands once no replay of
-        them can be fresh.  Once a day will do.  How many rows that was."""
+        them can be fresh, periods of usage after `usage_days` once all of these have exported them.  Once a day will
+        do.  How many rows that was."""
 
 
 class Outbox(Protocol):

@@ -14,18 +14,23 @@ from tests.support.memory_store import FailingStore, MemoryStore, full, never
 from vmagent.core.changes import (
     Change,
     CommandRow,
+    DropAccount,
+    MarkExported,
     Publish,
+    PutAccount,
     PutAudit,
     PutCommand,
     PutContext,
     PutRevocation,
     PutSetting,
+    PutUsage,
     PutVm,
     SendReply,
 )
 from vmagent.core.context import Context
 from vmagent.core.imagemodel import Revocation
 from vmagent.core.model import Now, Reason
+from vmagent.core.usagemodel import UNKNOWN, Account, Benchmark, Footprint, Known, Use
 from vmagent.errors import Fault, FaultKind
 from vmagent.store.store import SqliteStore
 
@@ -280,3 +285,61 @@ def test_revocations_outlive_every_run_the_newest_per_image(opened: Opened) -> N
     assert set(opened.again(LONG_AFTER).revocations) == {later, bytes_of}
     opened.ask("prune", LONG_AFTER)
     assert set(opened.again().revocations) == {later, bytes_of}
+
+
+# -- accounts and usage
+
+
+def account(number: int = 1, **kw: Any) -> Account:
+    what = Footprint(2, 512, 10, 50, ("192.0.2.1",), Benchmark("HEPSPEC06", 12.5))
+    use = Use(5, 6, 7, (1, 2, 3, 4, 5, 6, 7, 8), (1, 2, 3, 4))
+    known = Known("12:34", 700, (1, 2, 3, 4), 10.5, (("va1", (1, 2, 3, 4, 5, 6, 7, 8)),))
+    whole = Account(b.record().vm, 0, number, b.BOOT, what, 1, 3, 2, 2, ("va1",), True, total=use, before=use,
+                    known=known, cpu_ms_at=9, measured=("cpu",), ever=("cpu", "disk"), vanished=("network",))
+    return dataclasses.replace(whole, **kw)
+
+
+def used(vm: str, period: int, from_wall: str, to_wall: str, **data: Any) -> PutUsage:
+    return PutUsage(vm, f"{vm}/0/1", period, from_wall, to_wall, data or {"n": period})
+
+
+def test_accounts_come_back_whole_until_they_are_dropped(opened: Opened) -> None:
+    adopted = account(2, known=UNKNOWN, footprint=Footprint(0, 0, 1))
+    opened.commit(PutAccount(account()), PutAccount(adopted))
+    assert opened.again().accounts == (account(), adopted)
+    opened.commit(PutAccount(account(until_ms=99)), DropAccount(adopted.segment), DropAccount("never there"))
+    assert opened.again().accounts == (account(until_ms=99),)
+
+
+def test_usage_by_row_vm_and_time(opened: Opened) -> None:
+    opened.commit(used("a", 1, "2026-11-20T11", "2026-11-20T12"), used("b", 1, "2026-11-20T11", "2026-11-20T12"))
+    opened.commit(used("a", 2, "2026-11-20T12", "2026-11-20T13", x=[1, None]))
+    rows = opened.ask("usage", 0, 10)
+    assert [(r.vm, r.segment, r.period) for r in rows] == [("a", "a/0/1", 1), ("b", "b/0/1", 1), ("a", "a/0/1", 2)]
+    assert rows[2].data == {"x": [1, None]} and rows[2].from_wall == "2026-11-20T12"
+    assert opened.ask("usage", rows[0].row, 1) == (rows[1],)
+    assert opened.ask("usage", 0, 10, "a") == (rows[0], rows[2])
+    assert opened.ask("usage", 0, 10, "", "2026-11-20T12", "") == (rows[2],)
+    assert opened.ask("usage", 0, 10, "", "2026-11-20T10", "2026-11-20T12") == rows[:2]
+
+
+def test_a_period_that_is_stored_again_keeps_its_row(opened: Opened) -> None:
+    opened.commit(used("a", 1, "1", "2"), used("a", 2, "2", "3"))
+    first, second = opened.ask("usage", 0, 10)
+    opened.commit(used("a", 1, "1", "2", n="again"))
+    again, same = opened.ask("usage", 0, 10)
+    assert (again.row, again.data, same) == (first.row, {"n": "again"}, second)
+
+
+def test_usage_is_kept_until_it_is_old_and_exported_by_all_who_export(opened: Opened) -> None:
+    opened.commit(*(used("a", n, "2026-11-20T11", "2026-11-20T12") for n in (1, 2, 3)))
+    rows = [row.row for row in opened.ask("usage", 0, 10)]
+    opened.commit(MarkExported("apel", rows[1]), MarkExported("other", rows[0]), MarkExported("apel", rows[0]))
+    assert opened.ask("exported") == {"apel": rows[1], "other": rows[0]}
+    opened.again()
+    assert opened.ask("prune", DAYS_AFTER) == 0
+    assert opened.ask("prune", LONG_AFTER, 400, ["apel", "silent"]) == 0
+    assert opened.ask("prune", LONG_AFTER, 400, ["apel", "other"]) == 1
+    assert opened.ask("prune", LONG_AFTER, 400, ["apel"]) == 1
+    assert opened.ask("prune", LONG_AFTER, 4000, []) == 0
+    assert opened.ask("prune", LONG_AFTER, 400, []) == 1 and opened.ask("usage", 0, 10) == ()

@@ -193,6 +193,17 @@ def test_steps_bring_an_older_file_up_and_keep_what_it_holds(path: Path) -> None
     connection.close()
 
 
+@pytest.mark.parametrize("steps", range(1, len(schema.STEPS)))
+def test_the_file_of_every_earlier_version_is_taken_over(path: Path, steps: int) -> None:
+    connection = sqlite3.connect(str(path), isolation_level=None)
+    schema.migrate(connection, schema.STEPS[:steps])
+    connection.execute("INSERT INTO settings VALUES ('drained', 'true')")
+    connection.close()
+    with OpenedStore(path) as opened:
+        assert opened.stored.settings == {"drained": True} and opened.stored.accounts == ()
+    assert not list(path.parent.glob("*.corrupt-*"))
+
+
 def test_a_step_that_fails_leaves_the_file_at_the_step_before(path: Path) -> None:
     connection = sqlite3.connect(str(path), isolation_level=None)
     broken = ("CREATE TABLE half (a)", "CREATE TABLE half (a)")

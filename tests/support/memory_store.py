@@ -17,22 +17,27 @@ from vmagent.core import walltime
 from vmagent.core.changes import (
     Change,
     CommandRow,
+    DropAccount,
     Epoch,
+    MarkExported,
     OutboxRow,
     Publish,
+    PutAccount,
     PutAudit,
     PutCommand,
     PutContext,
     PutRevocation,
     PutSetting,
+    PutUsage,
     PutVm,
     SendReply,
     Stored,
 )
-from vmagent.core.codec import canonical, record_from_json
+from vmagent.core.codec import account_from_json, canonical, record_from_json
 from vmagent.core.context import Context, from_json
 from vmagent.core.imagemodel import Revocation
 from vmagent.core.model import Now, VmRecord
+from vmagent.core.usagemodel import Account, UsageRow
 from vmagent.errors import Fault, FaultKind
 from vmagent.ports import Store
 
@@ -59,6 +64,9 @@ class MemoryStore:
         self._outbox: Dict[int, OutboxRow] = {}
         self._sequences: Dict[str, int] = {}
         self._rows = 0
+        self._accounts: Dict[str, Account] = {}
+        self._usage: Dict[int, UsageRow] = {}
+        self._exported: Dict[str, int] = {}
 
     def new_epoch(self, now: Now, cause: str) -> None:
         """As if the store had been lost (everything goes) or an older copy restored (everything stays)."""
@@ -76,7 +84,8 @@ class MemoryStore:
         records = tuple(record for record in self._vms.values() if not record.closed)
         pending = tuple(row for row in self._commands.values() if row.status == "accepted")
         revocations = tuple(one for _, one in sorted(self._revocations.items()))
-        return succeed(Stored(self.epoch(), records, pending, dict(self._settings), revocations))
+        accounts = tuple(one for _, one in sorted(self._accounts.items()))
+        return succeed(Stored(self.epoch(), records, pending, dict(self._settings), revocations, accounts))
 
     def close(self) -> Deferred[None]:
         self._opened = False
@@ -121,6 +130,8 @@ class MemoryStore:
             self._revocations[change.revocation.key] = change.revocation
         elif isinstance(change, PutAudit):
             self._audit.append(change)
+        elif isinstance(change, (PutAccount, DropAccount, PutUsage, MarkExported)):
+            self._book(change)
         elif isinstance(change, Publish):
             self._sequences[change.stream] = self._sequences.get(change.stream, 0) + 1
             self._append(
@@ -129,6 +140,19 @@ class MemoryStore:
             )  # fmt: skip
         elif isinstance(change, SendReply):
             self._append("replies", 0, change.destination, "", "", "", change.body)
+
+    def _book(self, change: Any) -> None:
+        if isinstance(change, PutAccount):
+            self._accounts[change.account.segment] = account_from_json(_copy(change.account))
+        elif isinstance(change, DropAccount):
+            self._accounts.pop(change.segment, None)
+        elif isinstance(change, MarkExported):
+            self._exported[change.who] = max(change.row, self._exported.get(change.who, 0))
+        else:
+            key = (change.segment, change.period)
+            known = next((n for n, row in self._usage.items() if (row.segment, row.period) == key), None)
+            row = max(self._usage, default=0) + 1 if known is None else known
+            self._usage[row] = UsageRow(row, change.vm, *key, change.from_wall, change.to_wall, _copy(change.data))
 
     def _append(
         self, stream: str, sequence: int, destination: str, type: str, subject: str, wall: str, data: Mapping[str, Any]
@@ -154,6 +178,16 @@ class MemoryStore:
         found = [dataclasses.asdict(entry) for entry in reversed(self._audit) if subject in ("", entry.subject)]
         return succeed(tuple(found[:limit]))
 
+    def usage(
+        self, after: int, limit: int, vm: str = "", since: str = "", until: str = ""
+    ) -> Deferred[Tuple[UsageRow, ...]]:
+        found = [row for row in self._usage.values() if row.row > after and vm in ("", row.vm)
+                 and row.to_wall > since and (not until or row.from_wall < until)]
+        return succeed(tuple(found[:limit]))
+
+    def exported(self) -> Deferred[Mapping[str, int]]:
+        return succeed(dict(self._exported))
+
     def outbox(self, after: int, limit: int) -> Deferred[Tuple[OutboxRow, ...]]:
         return succeed(tuple(row for number, row in self._outbox.items() if number > after)[:limit])
 
@@ -165,7 +199,7 @@ class MemoryStore:
     def sequences(self) -> Deferred[Mapping[str, int]]:
         return succeed(dict(self._sequences))
 
-    def prune(self, now: Now) -> Deferred[int]:
+    def prune(self, now: Now, usage_days: int = 400, exporters: Sequence[str] = ()) -> Deferred[int]:
         at = walltime.seconds(now.wall)
         long_ago, expired = walltime.text(at - 400 * 86400), walltime.text(at - 2 * 86400)
         vms = [r.vm for r in self._vms.values() if r.closed and max(r.since_wall, r.accepted_wall) < long_ago]
@@ -180,7 +214,13 @@ class MemoryStore:
         for command in commands:
             del self._commands[command]
         self._audit = [entry for entry in self._audit if entry not in entries]
-        return succeed(len(vms) + len(commands) + len(entries))
+        taken = min((self._exported.get(who, 0) for who in exporters), default=None)
+        before = walltime.text(at - usage_days * 86400)
+        used = [row.row for row in self._usage.values()
+                if row.to_wall < before and (taken is None or row.row <= taken)]
+        for number in used:
+            del self._usage[number]
+        return succeed(len(vms) + len(commands) + len(entries) + len(used))
 
 
 class FailingStore:
@@ -202,6 +242,8 @@ class FailingStore:
         self.outbox = store.outbox
         self.delivered = store.delivered
         self.sequences = store.sequences
+        self.usage = store.usage
+        self.exported = store.exported
         self.epoch = store.epoch
         self.prune = store.prune
 

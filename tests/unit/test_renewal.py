@@ -84,6 +84,18 @@ def test_a_guest_that_keeps_ending_waits_ever_longer_and_does_not_spin() -> None
     assert (world.seen, record.journal.short_runs) == (Seen.RUNNING, 0)
 
 
+def test_the_end_of_each_life_is_written_down_once_and_is_of_that_life_alone() -> None:
+    world, record = running(lifetime_s=100_000)
+    record = dies(world, record, 1.0)
+    over = world.at
+    world.at = record.journal.renew_after - 1.0
+    record, _ = settle(world, record, POLICY)
+    assert record.journal.over_at == over
+    world.at = record.journal.renew_after
+    record, _ = settle(world, record, POLICY)
+    assert record.journal.over_at is None and record.journal.began_at == world.at
+
+
 def test_a_lease_is_not_made_longer_by_restarts() -> None:
     world, record = running(lifetime_s=100)
     record = dies(world, record, 30)

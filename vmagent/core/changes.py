@@ -8,6 +8,7 @@ from typing import Any, Mapping, Optional, Tuple, Union
 from vmagent.core.context import Context
 from vmagent.core.imagemodel import Revocation
 from vmagent.core.model import VmRecord
+from vmagent.core.usagemodel import Account
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,44 @@ class PutRevocation:
     revocation: Revocation
 
 
-Change = Union[PutVm, PutCommand, PutContext, Publish, SendReply, PutAudit, PutSetting, PutRevocation]
+@dataclass(frozen=True)
+class PutAccount:
+    """An open segment as it is now; one per segment."""
+
+    account: Account
+
+
+@dataclass(frozen=True)
+class DropAccount:
+    """A segment is over: its last period is in the same transaction."""
+
+    segment: str
+
+
+@dataclass(frozen=True)
+class PutUsage:
+    """A closed period.  The same segment and period again replaces its data, and keeps its row."""
+
+    vm: str
+    segment: str
+    period: int
+    from_wall: str
+    to_wall: str
+    data: Mapping[str, Any]  # of vm.usage
+
+
+@dataclass(frozen=True)
+class MarkExported:
+    """Rows of usage up to this one need not be kept for `who` any more.  A mark never goes back."""
+
+    who: str
+    row: int
+
+
+Change = Union[
+    PutVm, PutCommand, PutContext, Publish, SendReply, PutAudit, PutSetting, PutRevocation, PutAccount, DropAccount,
+    PutUsage, MarkExported,
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -141,3 +179,4 @@ class Stored:
     pending: Tuple[CommandRow, ...]  # status "accepted": a final reply is still owed
     settings: Mapping[str, Any]
     revocations: Tuple[Revocation, ...] = ()
+    accounts: Tuple[Account, ...] = ()  # open ones

@@ -33,6 +33,7 @@ from vmagent.core.model import (
     VolumeUse,
 )
 from vmagent.core.snapshotmodel import Snapshot, SnapshotState
+from vmagent.core.usagemodel import Account, Benchmark, Footprint, Known, Use
 
 _SCALARS = frozenset((str, int, float, bool, type(None)))
 
@@ -132,6 +133,32 @@ def record_from_json(raw: Mapping[str, Any]) -> VmRecord:
     members["last_commands"] = tuple((str(who), str(when)) for who, when in raw.get("last_commands", ()))
     members["snapshots"] = tuple(_snapshot(one) for one in raw.get("snapshots", ()))
     return VmRecord(**members)
+
+
+def account_from_json(raw: Mapping[str, Any]) -> Account:
+    members = _tuples(raw, "devices", "measured", "ever", "vanished")
+    members["footprint"] = _footprint(raw["footprint"])
+    members["total"], members["before"] = _use(raw["total"]), _use(raw["before"])
+    members["known"] = _known(raw["known"])
+    return Account(**members)
+
+
+def _footprint(raw: Mapping[str, Any]) -> Footprint:
+    benchmark = raw.get("benchmark")
+    return Footprint(**{**_tuples(raw, "public_addresses"), "benchmark": benchmark and Benchmark(**benchmark)})
+
+
+def _use(raw: Mapping[str, Any]) -> Use:
+    return Use(**_tuples(raw, "network", "disk"))
+
+
+def _known(raw: Mapping[str, Any]) -> Known:
+    members = dict(raw)
+    if raw.get("disk") is not None:
+        members["disk"] = tuple(raw["disk"])
+    if raw.get("nics") is not None:
+        members["nics"] = tuple((str(device), tuple(counts)) for device, counts in raw["nics"])
+    return Known(**members)
 
 
 def _snapshot(raw: Mapping[str, Any]) -> Snapshot:

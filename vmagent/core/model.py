@@ -238,6 +238,7 @@ class Journal:
     renew_wanted: int = 0  # greater than spec.incarnation: that one shall be, once this one is gone
     renew_after: float = 0.0  # boot time before which it is not made
     began_at: Optional[float] = None  # first resume of this incarnation
+    over_at: Optional[float] = None  # proven end of this incarnation, where the next one follows
     renewed_at: Optional[float] = None  # when it was made; None: the first, which counts from its acceptance
     renewed_boot: str = ""
     volumes: Tuple[VolumeUse, ...] = ()  # that its guests had, oldest first, for accounting

@@ -97,6 +97,7 @@ def plan(
         record = again or premises.keep(ended(record, observed, now), now)
         facts = _facts(record, observed, now)
         following = step(record.desired, observed.domain.seen, facts)
+    record = renewal.over(record, observed, now)
     if following is Step.RENEW:
         record = renewal.renewed(snapshotplan.before_renewal(record, now), now)
         facts = _facts(record, observed, now)

@@ -15,7 +15,7 @@ from typing import Optional
 
 from vmagent.core import disks
 from vmagent.core.ending import because, how, journaled
-from vmagent.core.model import Desired, Journal, Now, Observed, Outcome, VmRecord
+from vmagent.core.model import Desired, Journal, Now, Observed, Outcome, Seen, VmRecord
 
 FIRST_WAIT_S, MOST_WAIT_S = 5.0, 600.0
 LASTING_S = 600.0
@@ -55,6 +55,15 @@ def again(record: VmRecord, observed: Observed, now: Now) -> Optional[VmRecord]:
     return because(record, who, f"{why}; again from its golden image", now)
 
 
+def over(record: VmRecord, observed: Observed, now: Now) -> VmRecord:
+    """When this incarnation was over, where another follows it: for accounting."""
+    journal, seen = record.journal, observed.domain.seen
+    gone = seen is Seen.OFF or (seen is Seen.MISSING and observed.missing_twice)
+    if not wanted(record) or not journal.may_have_run or journal.over_at is not None:
+        return record
+    return journaled(record, over_at=now.at) if gone and "process" not in observed.leftovers else record
+
+
 def wait_s(short_runs: int) -> float:
     """How long the next incarnation waits after so many short runs in a row."""
     return min(MOST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(short_runs - 1, 20)) if short_runs else 0.0
@@ -66,7 +75,7 @@ def renewed(record: VmRecord, now: Now) -> VmRecord:
     spec = dataclasses.replace(record.spec, incarnation=old.renew_wanted)
     journal = dataclasses.replace(
         old, attempt_boot=fresh.attempt_boot, may_have_run=False, began_at=None, paused_by=fresh.paused_by,
-        stop_at=None, stop_boot="", grace_s=fresh.grace_s, shutdowns=0, end_cause="", ready_at=None,
+        over_at=None, stop_at=None, stop_boot="", grace_s=fresh.grace_s, shutdowns=0, end_cause="", ready_at=None,
         volumes=disks.released(old.volumes, now.wall), reboot_done=old.reboot_wanted,
         renew_after=0.0, renewed_at=now.at, renewed_boot=now.boot_id, revert_to="",
     )  # fmt: skip

@@ -23,20 +23,25 @@ from vmagent.core import walltime
 from vmagent.core.changes import (
     Change,
     CommandRow,
+    DropAccount,
     Epoch,
+    MarkExported,
     OutboxRow,
     Publish,
+    PutAccount,
     PutAudit,
     PutCommand,
     PutContext,
     PutRevocation,
     PutSetting,
+    PutUsage,
     PutVm,
     SendReply,
     Stored,
 )
 from vmagent.core.context import Context
 from vmagent.core.model import Now, VmRecord
+from vmagent.core.usagemodel import UsageRow
 from vmagent.errors import Fault, FaultKind
 from vmagent.store import epochs, schema
 from vmagent.store.aside import set_aside
@@ -44,6 +49,7 @@ from vmagent.store.audit import AuditTrail
 from vmagent.store.faults import is_damage
 from vmagent.store.marker import Damaged, Mark, Marker
 from vmagent.store.spool import Spool, Totals
+from vmagent.store.usage import UsageBook
 from vmagent.store.wishes import Unreadable, Wishes
 
 log = logging.getLogger("vmagent.store")
@@ -105,10 +111,11 @@ class Database:
             raise Unreadable("the tables are not those of this schema version")
         self._life = epochs.current(connection)
         self._wishes, self._audit = Wishes(connection), AuditTrail(connection)
-        self._spool = Spool(connection, *self._bounds)
+        self._spool, self._usage = Spool(connection, *self._bounds), UsageBook(connection)
         nobody = Epoch("", 0, "", "")
         wishes = self._wishes
-        return Stored(nobody, wishes.open_records(), wishes.pending(), wishes.settings(), wishes.revocations())
+        return Stored(nobody, wishes.open_records(), wishes.pending(), wishes.settings(), wishes.revocations(),
+                      self._usage.accounts())
 
     def _settle_epoch(self, now: Now, aside: str) -> Epoch:
         mark: Optional[Mark] = None
@@ -230,6 +237,10 @@ class Database:
             PutAudit: self._audit.append,
             Publish: lambda change: self._spool.publish(epoch, change),
             SendReply: lambda change: self._spool.reply(epoch, change),
+            PutAccount: self._usage.put_account,
+            DropAccount: self._usage.drop_account,
+            PutUsage: self._usage.put_usage,
+            MarkExported: self._usage.mark,
         }
         for change in changes:
             todo[type(change)](change)
@@ -240,11 +251,13 @@ class Database:
     def delivered(self, rows: Sequence[int]) -> None:
         self._counted(lambda: self._spool.delivered(rows))
 
-    def prune(self, now: Now) -> int:
+    def prune(self, now: Now, usage_days: int, exporters: Sequence[str]) -> int:
         """Forget what is past its time; how many rows that was."""
         at = walltime.seconds(now.wall)
         long_ago, expired = walltime.text(at - KEPT_S), walltime.text(at - REPLAY_S)
-        return self._counted(lambda: self._wishes.prune(long_ago, expired) + self._audit.prune(long_ago))
+        used = walltime.text(at - usage_days * 86400)
+        return self._counted(lambda: self._wishes.prune(long_ago, expired) + self._audit.prune(long_ago)
+                             + self._usage.prune(used, exporters))
 
     # -- reading
 
@@ -263,6 +276,14 @@ class Database:
     def audit(self, limit: int, subject: str) -> Tuple[Mapping[str, Any], ...]:
         self.connection()
         return self._audit.newest(limit, subject)
+
+    def usage(self, after: int, limit: int, vm: str, since: str, until: str) -> Tuple[UsageRow, ...]:
+        self.connection()
+        return self._usage.rows(after, limit, vm, since, until)
+
+    def exported(self) -> Dict[str, int]:
+        self.connection()
+        return self._usage.exported()
 
     def outbox(self, after: int, limit: int) -> Tuple[OutboxRow, ...]:
         self.connection()

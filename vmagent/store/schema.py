@@ -67,6 +67,18 @@ STEPS: Steps = (
         # What the site revoked; and two members of the journal (image_cause, image_action) that come with it.
         "CREATE TABLE revocations (key TEXT PRIMARY KEY, revocation TEXT NOT NULL) WITHOUT ROWID",
     ),
+    (
+        # Accounting: open segments, closed periods, and up to which of them whoever exports them has come; and a
+        # member of the journal (over_at) that comes with it.
+        "CREATE TABLE accounts (segment TEXT PRIMARY KEY, vm TEXT NOT NULL, account TEXT NOT NULL) WITHOUT ROWID",
+        # AUTOINCREMENT: a mark of an export never passes a row that comes later
+        """CREATE TABLE usage (
+            row INTEGER PRIMARY KEY AUTOINCREMENT, vm TEXT NOT NULL, segment TEXT NOT NULL, period INTEGER NOT NULL,
+            from_wall TEXT NOT NULL, to_wall TEXT NOT NULL, data TEXT NOT NULL, UNIQUE (segment, period))""",
+        "CREATE INDEX usage_to ON usage (to_wall)",
+        "CREATE INDEX usage_vm ON usage (vm, row)",
+        "CREATE TABLE exports (who TEXT PRIMARY KEY, row INTEGER NOT NULL) WITHOUT ROWID",
+    ),
 )
 
 

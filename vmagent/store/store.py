@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from vmagent.core.changes import Change, CommandRow, Epoch, OutboxRow, Stored
 from vmagent.core.context import Context
 from vmagent.core.model import Now, VmRecord
+from vmagent.core.usagemodel import UsageRow
 from vmagent.errors import Fault, FaultKind
 from vmagent.lanes import Lanes
 from vmagent.store.database import Database
@@ -156,9 +157,17 @@ class SqliteStore:
     def sequences(self) -> Deferred[Mapping[str, int]]:
         return self._run(CALL_S, self._database.sequences)
 
-    def prune(self, now: Now) -> Deferred[int]:
-        """Forget audit and closed VMs of more than 400 days and commands that cannot come again; once a day will do."""
-        return self._run(CALL_S, self._database.prune, now)
+    def usage(
+        self, after: int, limit: int, vm: str = "", since: str = "", until: str = ""
+    ) -> Deferred[Tuple[UsageRow, ...]]:
+        return self._run(CALL_S, self._database.usage, after, limit, vm, since, until)
+
+    def exported(self) -> Deferred[Mapping[str, int]]:
+        return self._run(CALL_S, self._database.exported)
+
+    def prune(self, now: Now, usage_days: int = 400, exporters: Sequence[str] = ()) -> Deferred[int]:
+        """Once a day will do."""
+        return self._run(CALL_S, self._database.prune, now, usage_days, tuple(exporters))
 
     def _run(self, deadline_s: float, call: Callable[..., T], *args: Any) -> Deferred[T]:
         return self._lane.run(KEY, deadline_s, _translated, call, *args)

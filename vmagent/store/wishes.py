@@ -22,7 +22,8 @@ class Unreadable(Exception):
     """The file is damaged, or holds what this program cannot have written."""
 
 
-def _read(text: str, make: Callable[[Any], V], what: str) -> V:
+def read(text: str, make: Callable[[Any], V], what: str) -> V:
+    """The value that a column's text stands for."""
     try:
         return make(json.loads(text))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -70,7 +71,7 @@ class Wishes:
 
     def context(self, command: str) -> Optional[Context]:
         found = self._connection.execute("SELECT context FROM contexts WHERE command = ?", (command,)).fetchone()
-        return None if found is None else _read(found[0], from_json, f"context of {command}")
+        return None if found is None else read(found[0], from_json, f"context of {command}")
 
     def put_command(self, change: PutCommand) -> None:
         row = change.row
@@ -98,7 +99,7 @@ class Wishes:
 
     def revocations(self) -> Tuple[Revocation, ...]:
         found = self._connection.execute("SELECT key, revocation FROM revocations ORDER BY key")
-        return tuple(_read(text, lambda raw: Revocation(**raw), f"revocation of {key}") for key, text in found)
+        return tuple(read(text, lambda raw: Revocation(**raw), f"revocation of {key}") for key, text in found)
 
     def command(self, id: str) -> Optional[CommandRow]:
         found = self._commands("id = ?", id)
@@ -109,7 +110,7 @@ class Wishes:
 
     def _commands(self, which: str, *values: str) -> Tuple[CommandRow, ...]:
         found = self._connection.execute(f"SELECT id, command FROM commands WHERE {which} ORDER BY row", values)
-        return tuple(_read(text, _command, f"command {id}") for id, text in found.fetchall())
+        return tuple(read(text, _command, f"command {id}") for id, text in found.fetchall())
 
     def open_records(self) -> Tuple[VmRecord, ...]:
         return self._records("closed = 0")
@@ -120,11 +121,11 @@ class Wishes:
 
     def _records(self, which: str, *values: str) -> Tuple[VmRecord, ...]:
         found = self._connection.execute(f"SELECT vm, record FROM vms WHERE {which} ORDER BY row", values)
-        return tuple(_read(text, record_from_json, f"VM {vm}") for vm, text in found.fetchall())
+        return tuple(read(text, record_from_json, f"VM {vm}") for vm, text in found.fetchall())
 
     def settings(self) -> Dict[str, Any]:
         found = self._connection.execute("SELECT name, value FROM settings")
-        return {name: _read(text, lambda value: value, f"setting {name}") for name, text in found.fetchall()}
+        return {name: read(text, lambda value: value, f"setting {name}") for name, text in found.fetchall()}
 
     def prune(self, vms_before_wall: str, commands_before_wall: str) -> int:
         """Closed VMs last changed, and finished commands no replay of which can come, before these times."""
