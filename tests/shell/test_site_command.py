@@ -19,6 +19,7 @@ from vmagent.errors import Problem
 from vmagent.site import __main__ as command
 from vmagent.site import appliance
 from vmagent.site.arguments import parser
+from vmagent.site.collected import READERS
 from vmagent.site.commands import COMMANDS, Run
 from vmagent.site.progress import Shown
 
@@ -78,7 +79,7 @@ def member(world: World, status: str, index: int = 0) -> Dict[str, Any]:
 
 def test_every_sub_command_has_help_with_examples() -> None:
     choices: Any = next(one for one in parser()._actions if one.dest == "verb").choices
-    assert set(choices) == set(COMMANDS) | {"pki"}
+    assert set(choices) == set(COMMANDS) | {"pki", "collect"} | set(READERS)
     for name, sub in choices.items():
         assert f"vmagent-site {name}" in sub.format_help().split("examples:")[1]
 

@@ -30,13 +30,13 @@ MAY.update({part: LAYER0 | LAYER1 | LAYER2 | LAYER3 | TOP | {""} for part in TOP
 MAY["render"] = LAYER0
 MAY["export"] = MAY["export"] | {"render"}
 MAY["site"] = LAYER0 | {"schema", "render", "broker.client", "broker.signing", "crashpoint", "config", "log", ""}
-MAY["site"] |= {"givenfiles", "broker.profiles", "broker.link"}  # what broker.client is made of
+MAY["site"] |= {"lanes", "givenfiles", "broker.profiles", "broker.link"}  # what broker.client is made of
 MAY[""] = MAY["schema"] = set()
 
 ONLY: Dict[str, Tuple[str, ...]] = {
     "libvirt": ("hypervisor/",),
     "stomp": ("broker/client.py",),
-    "sqlite3": ("store/", "site/collector.py"),
+    "sqlite3": ("store/", "site/database.py"),
     "twisted.internet.reactor": ("daemon.py", "site/__main__.py"),
     "systemd": ("daemon.py", "log.py"),
     "jsonschema": ("core/schemas.py",),

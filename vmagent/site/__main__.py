@@ -14,10 +14,11 @@ from twisted.internet.defer import Deferred, TimeoutError, ensureDeferred
 from twisted.python.failure import Failure
 
 from vmagent.errors import Fault, Problem
-from vmagent.site import appliance, output, pki
+from vmagent.site import appliance, collected, output, pki
 from vmagent.site.arguments import parser
 from vmagent.site.commands import COMMANDS, Code, Run
 from vmagent.site.controller import Controller
+from vmagent.site.database import Database
 from vmagent.site.settings import Site, load
 
 log = logging.getLogger("vmagent.site")
@@ -33,11 +34,27 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if said.verb == "pki":
             return _pki(said)
         site = load(said.config)
+        if said.verb in collected.READERS and getattr(said, "collected", True):
+            return _read(said, site)
         if said.verb == "start":
             said.args = appliance.start_args(said, site.ovf_networks, _tell)
         return _with_reactor(said, site)
     except Problem as problem:
         return _refused(problem)
+    except Fault as fault:
+        _tell(str(fault))
+        return Code.FAILED
+
+
+def _read(said: argparse.Namespace, site: Site) -> int:
+    """A command on the collector's database; it needs neither broker nor reactor."""
+    database = Database(collected.place(said, site), made=False)
+    try:
+        return collected.READERS[said.verb](collected.Reading(said, database, time.time, sys.stdout, sys.stderr))
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        database.close()
 
 
 def _tell(text: str) -> None:
@@ -94,10 +111,12 @@ def _with_reactor(said: argparse.Namespace, site: Site) -> int:
 
     clock.callWhenRunning(begin)
     clock.run()
-    return codes[0] if codes else 130  # interrupted
+    return codes[0] if codes else Code.OK if said.verb == "collect" else 130  # interrupted, as a service is ended
 
 
 async def _run(said: argparse.Namespace, site: Site, clock: Any) -> int:
+    if said.verb == "collect":
+        return await collected.collect(said, site, clock, time.time, sys.stdout, sys.stderr)
     controller = Controller(site, clock, time.time)
     connected: Deferred[None] = controller.connect()
     connected.addTimeout(CONNECT_S, clock)

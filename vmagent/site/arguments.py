@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     imageasking.add_revocation(sub)
     _asked(sub)
     _images(subs)
+    _collecting(subs)
     _pki(subs)
     return top
 
@@ -134,8 +135,12 @@ def _on_vms(subs: Any, name: str, about: str, examples: str) -> argparse.Argumen
 
 
 def _looking(subs: Any) -> None:
-    sub = _add(subs, "list", "every VM of every host, asked now", "vmagent-site list\n  vmagent-site list --json")
+    sub = _add(subs, "list", "every VM of every host, asked now; or as the collector knows them",
+               "vmagent-site list\n  vmagent-site list --json\n  vmagent-site list --collected --ended")
     _listen(sub)
+    sub.add_argument("--collected", action="store_true", help="from the collector's database; asks nobody")
+    sub.add_argument("--ended", action="store_true", help="with --collected: also those that ended lately")
+    _database(sub)
     sub = _add(subs, "report", "the state of every host, asked now; or of one",
                "vmagent-site report\n  vmagent-site report wn1.example.org --json")
     sub.add_argument("host", nargs="?", metavar="HOST")
@@ -147,6 +152,19 @@ def _looking(subs: Any) -> None:
 def _listen(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--timeout", type=asking.span, default=LISTEN_S, metavar="SPAN",
                      help=f"how long to wait for hosts (default {LISTEN_S}s); ends sooner when all known ones answered")
+
+
+def _collecting(subs: Any) -> None:
+    sub = _add(subs, "collect", "write every event of the site into the collector's database, until a signal comes",
+               "vmagent-site collect\n  vmagent-site collect --once --json\n"
+               "  vmagent-site collect --database postgresql://collector@db.example.org/vmagent")
+    sub.add_argument("--once", action="store_true", help="end when nothing more comes")
+    _database(sub)
+
+
+def _database(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--database", metavar="PLACE", help="a file, or postgresql://USER@HOST/NAME (default: database "
+                                                         "in the configuration)")
 
 
 def _images(subs: Any) -> None:

@@ -3,12 +3,14 @@
 A sequence counts per (source, epoch, stream) from 1 without holes (PROTOCOL 2), so a reader proves that it missed
 nothing by counting.  Rules:
 
-    the first event of an epoch that is heard     counting begins there: earlier ones were before our time
+    the first event of an epoch that is heard     counting begins there: earlier ones were before our time; but at 1
+                                                  when an earlier epoch of that stream is known: we listened already
     the next number                               new
     a number beyond it                            new, and the ones between are missing
     a missing number                              new, and it is missing no more
     any other number heard already                a duplicate: drop it
     a `stream.gap` event                          the range it names will never come: lost, and no more waited for
+    a `host.snapshot`, where `heal` is called     it is the whole truth: what its stream lacks before it is healed
 
 An agent that begins a new epoch (new or restored store) begins at 1 again, under a greater epoch number.
 Pure but for its memory; `positions` and `Collector(positions)` carry it over a restart.
@@ -32,6 +34,7 @@ class Track:
     last: int
     missing: List[int] = field(default_factory=list)  # ascending
     lost: int = 0  # announced by the agent, or given up
+    number: int = 0  # of the epoch
 
 
 @dataclass(frozen=True)
@@ -50,21 +53,37 @@ class Collector:
         self.duplicates = 0
         for one in positions:
             key = (str(one["source"]), str(one["epoch"]), str(one["stream"]))
-            self.tracks[key] = Track(one["first"], one["last"], list(one["missing"]), one["lost"])
+            self.tracks[key] = Track(one["first"], one["last"], list(one["missing"]), one["lost"], one.get("number", 0))
 
     def take(self, event: Mapping[str, Any]) -> Taken:
         """Count one event.  KeyError or ValueError when it is none of ours."""
         source, epoch, stream = str(event["source"]), str(event["epoch"]), str(event["stream"])
-        number = int(event["sequence"])
+        number, epoch_number = int(event["sequence"]), int(event["epochnumber"])
         track = self.tracks.get((source, epoch, stream))
+        if track is None and self._listened(source, stream, epoch_number):
+            track = self.tracks[(source, epoch, stream)] = Track(1, 0, number=epoch_number)
         if track is None:
-            self.tracks[(source, epoch, stream)] = Track(number, number)
+            self.tracks[(source, epoch, stream)] = Track(number, number, number=epoch_number)
             taken = Taken(True)
         else:
             taken = self._count(track, number)
         if taken.new and event["type"] == GAP:
-            self._announced((source, epoch, str(event["data"]["stream"])), event["data"])
+            self._announced((source, epoch, str(event["data"]["stream"])), event["data"], epoch_number)
         return taken
+
+    def _listened(self, source: str, stream: str, number: int) -> bool:
+        """Whether an earlier epoch of this stream was heard."""
+        return any(track.number < number and (key[0], key[2]) == (source, stream) for key, track in self.tracks.items())
+
+    def heal(self, snapshot: Mapping[str, Any]) -> int:
+        """Wait no more for what the stream of this host.snapshot lacks before it; how many those were."""
+        healed, at = 0, (int(snapshot["epochnumber"]), int(snapshot["sequence"]))
+        for key, track in self.tracks.items():
+            if (key[0], key[2]) == (str(snapshot["source"]), str(snapshot["stream"])):
+                left = [number for number in track.missing if (track.number, number) > at]
+                healed += len(track.missing) - len(left)
+                track.missing = left
+        return healed
 
     def _count(self, track: Track, number: int) -> Taken:
         if number > track.last:
@@ -83,11 +102,11 @@ class Collector:
         self.duplicates += 1
         return Taken(False)
 
-    def _announced(self, key: Key, data: Mapping[str, Any]) -> None:
+    def _announced(self, key: Key, data: Mapping[str, Any], epoch_number: int) -> None:
         track = self.tracks.get(key)
         first, last = int(data["first"]), int(data["last"])
         if track is None:
-            self.tracks[key] = Track(first, last, [], last - first + 1)
+            self.tracks[key] = Track(first, last, [], last - first + 1, epoch_number)
             return
         waited = [number for number in track.missing if first <= number <= last]
         track.missing = [number for number in track.missing if not first <= number <= last]
@@ -110,6 +129,6 @@ class Collector:
         """Everything remembered, as JSON."""
         return [
             {"source": source, "epoch": epoch, "stream": stream, "first": track.first, "last": track.last,
-             "missing": list(track.missing), "lost": track.lost}
+             "missing": list(track.missing), "lost": track.lost, "number": track.number}
             for (source, epoch, stream), track in sorted(self.tracks.items())
         ]

@@ -16,6 +16,7 @@ from vmagent.config import BrokerSettings, Tls
 from vmagent.core import schemas
 from vmagent.core.model import Owner
 from vmagent.errors import Problem, Problems
+from vmagent.site.database import is_url
 
 DEFAULT_PATH = Path("~/.config/vmagent-site.yaml")
 WINDOW = 64  # SENDs without a receipt
@@ -35,6 +36,7 @@ class Site:
     replies: str
     subscription: str  # of the events; "" = not durable
     ovf_networks: Mapping[str, str] = dataclasses.field(default_factory=dict)  # envelope's name -> network type
+    database: str = ""  # of the collector: a path, or a PostgreSQL URL
 
     def commands(self, host: str) -> str:
         """The queue of one host's commands."""
@@ -75,6 +77,9 @@ def _site(path: Path, said: Mapping[str, Any]) -> Site:
     def place(name: str) -> str:
         return str(said[name]).replace("SITE", said["site"])
 
+    def database(where: str) -> str:
+        return where if is_url(where) else str(path.parent / Path(where).expanduser())
+
     def content(name: str) -> bytes:
         where = path.parent / Path(said[name]).expanduser()
         try:
@@ -91,10 +96,11 @@ def _site(path: Path, said: Mapping[str, Any]) -> Site:
         heartbeat_s=said["heartbeat_s"], receipt_s=said["receipt_s"], reconnect_max_s=said["reconnect_max_s"],
         window=WINDOW, max_command_kib=LARGEST_EVENT_KIB, client_id=said["subscription"] or "",
         commands=place("commands"), commands_all=place("commands_all"), events=place("events"),
-        usage="", capacity="", telemetry="", spool_rows=0, spool_mib=0,
+        usage=place("usage"), capacity=place("capacity"), telemetry=place("telemetry"), spool_rows=0, spool_mib=0,
     )
     return Site(
         name=said["site"], hosts=tuple(said["hosts"]), broker=broker, key_pem=content("key"),
         chain_pem=content("chain"), owner=None if owner is None else Owner(owner["subject"], owner.get("fqan", "")),
         replies=place("replies"), subscription=said["subscription"] or "", ovf_networks=said["ovf_networks"],
+        database=database(said["database"]),
     )

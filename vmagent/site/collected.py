@@ -1,0 +1,132 @@
+"""Sub-commands on the collector's database: `collect` fills it, the others read it and need no broker.
+
+`READERS` is the whole list of the others; each is called with the open database and returns an exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Any, Callable, List, Mapping, TextIO, Tuple
+
+from twisted.internet.defer import Deferred, TimeoutError
+
+from vmagent.core import columns, duration
+from vmagent.site import output, shelf
+from vmagent.site.book import Book
+from vmagent.site.commands import Code
+from vmagent.site.database import Database
+from vmagent.site.gathering import Gatherer
+from vmagent.site.settings import Site
+
+CONNECT_S = 30.0
+QUIET_S = 3.0  # nothing came for so long: drained
+HEAL_S = 60.0  # how long `--once` waits for snapshots
+LOOK_S = 0.2
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One run of a command that reads.  wall_s: the wall clock, seconds since 1970."""
+
+    said: argparse.Namespace
+    database: Database
+    wall_s: Callable[[], float]
+    out: TextIO
+    err: TextIO
+
+
+def place(said: argparse.Namespace, site: Site) -> str:
+    """The database that is meant: of the command line, or of the configuration."""
+    return str(said.database or site.database)
+
+
+# -- collect
+
+
+async def collect(said: argparse.Namespace, site: Site, reactor: Any, wall_s: Callable[[], float], out: TextIO,
+                  err: TextIO) -> int:
+    """Until a signal comes; with `--once` until nothing more comes."""
+    where = place(said, site)
+
+    def open_book() -> Tuple[Book, Callable[[], None]]:
+        database = Database(where)
+        return Book(database), database.close
+
+    gatherer = Gatherer(site, reactor, wall_s, open_book)
+    reactor.addSystemEventTrigger("before", "shutdown", lambda: Deferred.fromCoroutine(gatherer.stop()))
+    anew = await gatherer.open()
+    try:
+        connected = gatherer.connect(anew)
+        if not said.once:
+            await connected
+            err.write(f"vmagent-site: collecting into {where}\n")
+            err.flush()
+            await Deferred()
+        try:
+            await connected.addTimeout(CONNECT_S, reactor)
+        except TimeoutError:
+            err.write(f"vmagent-site: no link to {', '.join(site.broker.urls)}: {gatherer.why}\n")
+            return Code.SILENT
+        return await _drained(gatherer, reactor, said, out)
+    finally:
+        await gatherer.stop()
+
+
+async def _drained(gatherer: Gatherer, reactor: Any, said: argparse.Namespace, out: TextIO) -> int:
+    began = gatherer.active_at = reactor.seconds()
+    while True:
+        pause: Deferred[None] = Deferred()
+        reactor.callLater(LOOK_S, pause.callback, None)
+        await pause
+        now = reactor.seconds()
+        quiet = gatherer.idle and now - gatherer.active_at > QUIET_S
+        if quiet and (not gatherer.lacking or now - began > HEAL_S):
+            break
+    heard = gatherer.heard
+    found = {"new": heard.new, "duplicates": heard.duplicates, "healed": heard.healed, "aside": len(heard.aside),
+             "lacking": list(gatherer.lacking)}
+    if said.json:
+        output.as_json(out, found)
+    else:
+        out.write(f"{heard.new} new, {heard.duplicates} duplicates, {heard.healed} healed by snapshots, "
+                  f"{len(heard.aside)} set aside\n")
+    for host in gatherer.lacking:
+        out.write("" if said.json else f"states are missing: {host}\n")
+    return Code.FAILED if gatherer.lacking or heard.aside else Code.OK
+
+
+# -- reading
+
+
+def listing(run: Reading) -> int:
+    """`list --collected`: the newest state of every VM, as events told it."""
+    now = run.wall_s()
+    rows = [shelf.row(host, state, now) for host, state in shelf.states(run.database, run.said.ended)]
+    lacks = shelf.completeness(run.database)
+    if run.said.json:
+        output.as_json(run.out, {"vms": rows, **lacks})
+        return Code.OK
+    header = ("HOST", "ID", "NAME", "PHASE", "LEASE", "OWNER", "IMAGE", "SEEN")
+    lines = columns.lines(header, [_cells(row) for row in rows])
+    run.out.write("\n".join(lines) + "\n" if rows else "no VMs\n")
+    for one in lacks["missing"]:
+        run.err.write(f"vmagent-site: {one['host']}: {one['stream']} {_numbers(one['numbers'])} did not come\n")
+    return Code.OK
+
+
+def _cells(row: Mapping[str, Any]) -> List[str]:
+    phase = f"{row['phase']} ({row['outcome']})" if row["outcome"] else str(row["phase"])
+    left = "" if row["left_s"] is None else f"{duration.text(row['left_s'])} left"
+    seen = "never" if row["age_s"] is None else f"{duration.text(row['age_s'])} ago"
+    return [row["host"], row["vm"], str(row["name"] or ""), phase, left, str(row["owner"] or ""),
+            str(row["image"] or ""), seen]
+
+
+def _numbers(pairs: List[List[int]]) -> str:
+    return ", ".join(str(low) if low == high else f"{low} to {high}" for low, high in pairs)
+
+
+READERS: Mapping[str, Callable[[Reading], int]] = {
+    "list": listing,
+}
