@@ -176,6 +176,10 @@ class Lanes:
         self._dispatch()
         return answer
 
+    def busy(self, key: str) -> bool:
+        """Whether a call of this key is under way or waits."""
+        return key in self._running or key in self._waiting
+
     def overdue(self) -> Tuple[Overdue, ...]:
         """Calls past their deadline that have not returned, of every generation, longest first."""
         now = self._reactor.seconds()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, FrozenSet, List, Optional, Set, Tuple
 
@@ -50,6 +51,7 @@ class FakeDomain:
     devices: Tuple[str, ...] = ()
     fresh: bool = True
     boots: int = 0
+    life: int = 0  # another one with each start
 
 
 def _seen(disks: Tuple[Disk, ...]) -> Tuple[DiskSeen, ...]:
@@ -95,6 +97,7 @@ class FakeHypervisor:
         self.deaf: Set[str] = set()
         self.frozen: Set[str] = set()
         self.waiting = False
+        self._lives = itertools.count(1)
         self.jobs = FakeJobs(self._seen)
         self._kept: List[Tuple[Deferred[None], Action]] = []
 
@@ -265,6 +268,7 @@ class FakeHypervisor:
             if self._locked(domain, wanted):
                 raise Fault(FaultKind.UNKNOWN, "failed to get a lock on a volume")
             domain.fresh = True
+            domain.life = next(self._lives)
             domain.devices = tuple(interface.device for interface in action.spec.interfaces)
             domain.disks = wanted
             domain.seen, domain.reason = Seen.PAUSED, "user"

@@ -19,7 +19,8 @@ LAYER0 = {"core", "errors"}
 LAYER1 = {"ports", "config", "configfile", "log", "lanes", "children", "crashpoint", "givenfiles"}
 LAYER2 = {"hypervisor", "host", "images", "broker", "local", "store", "render", "export"}
 LAYER3 = {"reconciler", "world", "consequences", "observer", "intake", "announcer", "adoption", "recovery",
-          "chronicle", "holding", "sweeping", "counting", "snapshotting", "revoking", "imagecommands", "imagekeeping"}
+          "chronicle", "holding", "sweeping", "counting", "snapshotting", "revoking", "imagecommands", "imagekeeping",
+          "metering"}
 TOP = {"__main__", "daemon", "parts", "imageparts", "channel", "queries"}  # from parts on: its wiring, cut for length
 
 MAY: Dict[str, Set[str]] = dict.fromkeys(LAYER0, LAYER0)

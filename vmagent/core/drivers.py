@@ -41,6 +41,7 @@ class Profile:
     cpu_cap: str = "quota"
     starts_paused: bool = True  # False = it is created and suspended at once; only where no guest really runs
     bulk_statistics: bool = True
+    measured_by: str = "process"  # a QEMU of its own, in the host's /proc | "calls" to the driver | "none": made up
     scheduler_flags: bool = True  # False = only flags 0 are taken
     graceful_flags: bool = True  # shutdown and reboot take "by ACPI"
     undefine_flags: Tuple[str, ...] = ()  # of libvirt.VIR_DOMAIN_UNDEFINE_*; () = none may be given
@@ -85,6 +86,7 @@ PROFILES: Mapping[str, Profile] = {
             "hvm",
             cpu_cap="credit",
             bulk_statistics=False,
+            measured_by="calls",
             scheduler_flags=False,
             graceful_flags=False,
             disk_bus="xen",
@@ -107,6 +109,7 @@ PROFILES: Mapping[str, Profile] = {
             "linux",
             cpu_cap="credit",
             bulk_statistics=False,
+            measured_by="calls",
             scheduler_flags=False,
             graceful_flags=False,
             disk_bus="xen",
@@ -131,6 +134,7 @@ PROFILES: Mapping[str, Profile] = {
             "hvm",
             cpu_cap="none",
             starts_paused=False,
+            measured_by="none",
             graceful_flags=False,
             undefine_flags=("MANAGED_SAVE", "SNAPSHOTS_METADATA"),
             disk_io=False,

@@ -72,8 +72,7 @@ class HostCgroups:
         self._lanes = lanes
         self._processes = processes
         self._proc = proc
-        unified = (root / "cgroup.controllers").exists()
-        self._roots = {1: str(root / "cpu"), 2: str(root if unified else root / "unified")}
+        self._roots = {1: str(root / "cpu"), 2: unified(root)}
         self._systemctl = systemctl
         self._overheads: Dict[str, Optional[int]] = {}  # by VM id, oldest look first; None = not to be had
 
@@ -133,13 +132,11 @@ class HostCgroups:
     def _place(self, pid: int) -> Optional[_Place]:
         """Where the process is in the hierarchy that has the cpu controller; None = in no guest's cgroup."""
         try:
-            lines = kernel_text(f"{self._proc}/{pid}/cgroup").splitlines()
+            paths = places(str(self._proc), pid)
         except OSError:
             return None
-        paths = {name: path for _, controllers, path in (line.split(":", 2) for line in lines)
-                 for name in controllers.split(",")}  # fmt: skip
         version, path = (1, paths["cpu"]) if "cpu" in paths else (2, paths.get("", "/"))
-        levels = _levels(path)
+        levels = levels_of(path)
         return _Place(version, levels) if levels else None
 
     def _overhead(self, pid: int, memory_mib: int) -> Optional[int]:
@@ -151,6 +148,18 @@ class HostCgroups:
         except OSError:
             return None
         return None if kib is None else -(-(kib + int(tables[1] if tables else 0)) // 1024)
+
+
+def unified(root: Path) -> str:
+    """Where the hierarchy of version 2 is mounted, which may be beside the others."""
+    return str(root if (root / "cgroup.controllers").exists() else root / "unified")
+
+
+def places(proc: str, pid: int) -> Mapping[str, str]:
+    """Controller -> the path of this process in its hierarchy; "" = that of version 2.  Errors: OSError."""
+    lines = kernel_text(f"{proc}/{pid}/cgroup").splitlines()
+    return {name: path for _, controllers, path in (line.split(":", 2) for line in lines)
+            for name in controllers.split(",")}  # fmt: skip
 
 
 def properties(cpu: CpuLimit) -> Tuple[str, str]:
@@ -173,7 +182,7 @@ def own_kib(smaps: str, guest_kib: int) -> Optional[int]:
     return own if found else None
 
 
-def _levels(path: str) -> Tuple[str, ...]:
+def levels_of(path: str) -> Tuple[str, ...]:
     """From the guest's outermost cgroup to its own; () = it is in none."""
     parts = path.strip("/").split("/")
     if _THREADS.fullmatch(parts[-1]):

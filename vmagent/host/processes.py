@@ -24,7 +24,7 @@ _START_TIME = 19  # field 22 of proc_pid_stat(5), counted from the state, which 
 
 
 @dataclass(frozen=True)
-class _Process:
+class Process:
     pid: int
     started: int  # clock ticks since boot
 
@@ -35,7 +35,7 @@ class ProcProcesses:
     def __init__(self, proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> None:
         self._proc = proc
         self._net = sys / "class" / "net"
-        self._known: Dict[str, _Process] = {}
+        self._known: Dict[str, Process] = {}
 
     def leftovers(self, vm: str, devices: Sequence[str]) -> FrozenSet[str]:
         """See ports.Processes."""
@@ -72,6 +72,11 @@ class ProcProcesses:
         processes = {vm: self._known.get(vm) for vm in vms if self._state(vm) is not None}
         return {vm: process.pid for vm, process in processes.items() if process is not None}
 
+    def lives(self, vms: Sequence[str]) -> Mapping[str, Process]:
+        """The process of each that has a QEMU, with its start.  As quick as `pids`."""
+        known = {vm: self._known.get(vm) for vm in self.pids(vms)}
+        return {vm: process for vm, process in known.items() if process is not None}
+
     def _state(self, vm: str) -> Optional[str]:
         """State letter of the remembered process; None when there is none, or it is gone."""
         process = self._known.get(vm)
@@ -85,9 +90,9 @@ class ProcProcesses:
 
     def _look(self, wanted: FrozenSet[str] = frozenset()) -> None:
         """Go through the process table, until those wanted are found or to its end, and forget who is gone."""
-        found: Dict[str, _Process] = {}
+        found: Dict[str, Process] = {}
         for path, vm in self._guests():
-            found[vm] = _Process(int(path.name), _stat(str(path))[1])
+            found[vm] = Process(int(path.name), _stat(str(path))[1])
             if wanted and wanted <= found.keys():
                 break
         for vm in set(self._known) - found.keys():

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import random
-from typing import Callable, FrozenSet, Optional, Sequence, Set
+from typing import Callable, Dict, FrozenSet, Optional, Sequence, Set
 
 import libvirt
 from twisted.internet.defer import Deferred, fail
@@ -31,6 +31,7 @@ from vmagent.hypervisor.link import Retry
 from vmagent.hypervisor.observe import LIVE, SETTLING, Eyes, lookup
 from vmagent.hypervisor.perform import Hands, Paths
 from vmagent.hypervisor.session import Session
+from vmagent.hypervisor.statistics import GuestStatistics
 from vmagent.lanes import Reactor
 
 log = logging.getLogger("vmagent.hypervisor")
@@ -80,6 +81,9 @@ class Libvirt:
         )
         self.jobs = LongJobs(self._session.jobs, self._session.watchdog, reactor,
                              lambda: None if self._hands is None else self._hands.job, self._health.halted)
+        self.statistics = GuestStatistics(self._session.meter, self._measured_by, self._left_alone, self._patience_s,
+                                          self._health, reactor.seconds)
+        self._caps: Dict[str, Optional[int]] = {}  # VM id -> percent of a core, as its tag last said
         self._probing: Set[str] = set()
         self._facts: Optional[HostFacts] = None
         self._eyes: Optional[Eyes] = None
@@ -136,7 +140,8 @@ class Libvirt:
         if action.do in MONITOR | PATIENT and self._health.halted(vm):
             return fail(Fault(FaultKind.BUSY, f"the QEMU of {vm} does not answer at the moment"))
         if action.do in MONITOR:
-            deadline_s = min(deadline_s, self._settings.stuck_after_s * _slowness(action.spec))
+            cap = action.spec.limits.cpu_cap_core_percent
+            deadline_s = min(deadline_s, self._settings.stuck_after_s * _slowness(cap))
         doing = self._session.control.run(vm, deadline_s, self._hands.perform, action)
         return doing.addCallbacks(self._done, self._undone, callbackArgs=(action,), errbackArgs=(vm,))
 
@@ -175,8 +180,10 @@ class Libvirt:
     def _seen(self, domain: DomainSeen) -> DomainSeen:
         if domain.seen in LIVE:
             self._health.look((domain.vm,))
+            self._capped(domain)
         else:
             self._health.ended(domain.vm)
+            self._caps.pop(domain.vm, None)
         if domain.reason == SETTLING and self._facts is not None:
             self._reactor.callLater(self._facts.profile.off_settles_s, self._hint, domain.vm)
         return domain
@@ -184,9 +191,28 @@ class Libvirt:
     def _seen_all(self, host: HostSeen) -> HostSeen:
         live = [vm for vm, domain in host.domains.items() if domain.seen in LIVE]
         self._health.look(live)
+        self._caps = {}
+        for vm in live:
+            self._capped(host.domains[vm])
         for vm in self._health.stuck().difference(live):
             self._health.ended(vm)
         return host
+
+    def _capped(self, domain: DomainSeen) -> None:
+        if domain.tag is not None:
+            self._caps[domain.vm] = domain.tag.spec.limits.cpu_cap_core_percent
+
+    # -- what is measured
+
+    def _measured_by(self) -> str:
+        return "none" if self._facts is None else self._facts.profile.measured_by
+
+    def _left_alone(self, vm: str) -> bool:
+        """Its QEMU does not run now, or a step or a long job is under way on it."""
+        return self._session.control.busy(vm) or self._session.jobs.busy(vm) or self._health.halted(vm)
+
+    def _patience_s(self, vm: str) -> float:
+        return self._settings.stuck_after_s * _slowness(self._caps.get(vm))
 
     # -- the connection
 
@@ -235,9 +261,8 @@ class Libvirt:
         return Fault(FaultKind.AWAY, f"libvirt: {self._info.why}")
 
 
-def _slowness(spec: VmSpec) -> float:
-    """How many times as long as others its monitor may take."""
-    cap = spec.limits.cpu_cap_core_percent
+def _slowness(cap: Optional[int]) -> float:
+    """How many times as long as others the monitor of a guest with this cap may take."""
     return 1.0 if cap is None else max(1.0, SLIVER_PERCENT / cap)
 
 

@@ -132,6 +132,10 @@ class Link(Generic[F]):
         """Keys with a call past its deadline that has not returned."""
         return [late.key for late in self._lanes.overdue()]
 
+    def busy(self, key: str) -> bool:
+        """Whether a call on it is under way or waits."""
+        return self._lanes.busy(key)
+
     def stop(self) -> List[threading.Thread]:
         """Accept nothing more; the threads that close what is open, already started."""
         self._stopped = True

@@ -1,8 +1,9 @@
-"""Five connections, each for one purpose, and libvirt's event loop.
+"""Six connections, each for one purpose, and libvirt's event loop.
 
     control  everything that changes a guest; may enter the QEMU monitor; `threads` calls at once, one per domain
     observe  looks, by calls that never enter the monitor; carries the event callbacks
     rescue   destroy only: it works while every control call hangs (FACTS F4)
+    meter    statistics that enter the monitor, a guest at a time (statistics.py)
     jobs     long jobs (snapshots), two at once, which may hold a guest for as long as their deadline (jobs.py)
     watchdog what ends a job or thaws a guest while the job's own thread hangs
 
@@ -26,6 +27,7 @@ from vmagent.lanes import Reactor
 log = logging.getLogger("vmagent.hypervisor")
 OBSERVE_THREADS = 2
 RESCUE_THREADS = 4
+METER_THREADS = 2
 JOB_THREADS = 2
 CLOSE_WAIT_S = 3.0  # a hung libvirtd does not hold back the end of the agent
 _EVENTS = (
@@ -94,9 +96,11 @@ class Session:
         )
         self.control = self._plain("control", uri, threads, retry, on_late)
         self.rescue = self._plain("rescue", uri, RESCUE_THREADS, retry, on_late)
+        self.meter = self._plain("meter", uri, METER_THREADS, retry, on_late)
         self.jobs = self._plain("jobs", uri, JOB_THREADS, retry, on_late)
         self.watchdog = self._plain("watchdog", uri, JOB_THREADS, retry, lambda key: None)
-        self._links: Tuple[Link[Any], ...] = (self.observe, self.control, self.rescue, self.jobs, self.watchdog)
+        self._links: Tuple[Link[Any], ...] = (self.observe, self.control, self.rescue, self.meter, self.jobs,
+                                         self.watchdog)
 
     def start(self) -> None:
         event_loop()
