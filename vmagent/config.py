@@ -131,6 +131,14 @@ class Intervals:
 
 
 @dataclass(frozen=True)
+class TelemetrySettings:
+    """How often guests are measured, in seconds."""
+
+    fine_s: float  # by what the kernel counts
+    coarse_s: float  # by what only the QEMU monitor tells
+
+
+@dataclass(frozen=True)
 class Config:
     """All of it."""
 
@@ -142,6 +150,7 @@ class Config:
     images: ImageSettings
     socket: SocketSettings
     intervals: Intervals
+    telemetry: TelemetrySettings
     log_level: str
     sources: Mapping[str, str]  # setting path -> file it came from, for --show-config
 

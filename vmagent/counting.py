@@ -1,17 +1,19 @@
 """Watches the network counters for a guest that misbehaves (M10): spoofed frames, connections over the cap.
 
-One security.alert per VM, kind and turn in which the counter grew, with how much; the first reading after a start only
+It is fed with the sampler's readings, and once a minute compares the newest with that of the last minute: one
+security.alert per VM, kind and minute in which the counter grew, with how much.  The first reading after a start only
 sets the mark, because nobody knows when what it shows was counted.
 """
 
 from __future__ import annotations
 
-from typing import Dict, List, Mapping, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from vmagent import ports
 from vmagent.core import events
 from vmagent.core.changes import Change, Publish
 from vmagent.core.model import NicCounters, VmRecord
+from vmagent.core.samples import Reading
 from vmagent.world import World
 
 WATCHED: Mapping[str, Tuple[str, str]] = {
@@ -22,17 +24,24 @@ WATCHED: Mapping[str, Tuple[str, str]] = {
 
 
 class Watchman:
-    """Compares each reading with the last."""
+    """Compares readings."""
 
-    def __init__(self, world: World, firewall: ports.Firewall, clock: ports.Clock) -> None:
+    def __init__(self, world: World, clock: ports.Clock) -> None:
         self._world = world
-        self._firewall = firewall
         self._clock = clock
+        self._newest: Optional[Mapping[str, NicCounters]] = None  # not compared yet
         self._last: Mapping[str, NicCounters] = {}
 
+    async def take(self, reading: Reading) -> None:
+        """One reading; what the kernel did not say leaves the one before it to be compared."""
+        if reading.nics is not None:
+            self._newest = reading.nics
+
     async def count(self) -> None:
-        """One reading.  Faults: UNKNOWN, and what an alert's commit meets; then the next turn tells it."""
-        counters = await self._firewall.counters()
+        """Compare.  Faults: what an alert's commit meets; then the next turn tells it."""
+        counters = self._newest
+        if counters is None:
+            return
         changes = [
             self._alert(record, kind, grown)
             for record in self._world.records.values()
@@ -40,7 +49,7 @@ class Watchman:
         ]
         if changes:
             await self._world.transact(lambda: _these(changes))
-        self._last = counters
+        self._last, self._newest = counters, None
 
     def _grown(self, record: VmRecord, counters: Mapping[str, NicCounters]) -> Mapping[str, int]:
         grown: Dict[str, int] = {}

@@ -121,6 +121,7 @@ class Daemon:
         parts.channel.link.start()
         self._every(self._config.intervals.resync_s, parts.recovery.resync)
         self._every(self._config.intervals.hold_s, parts.hold)
+        self._every(self._config.telemetry.fine_s, parts.measuring.sampler.turn)
         self._every(60.0, parts.minute)
         self._every(DAY_S, parts.prune)
         self._every(self._config.intervals.host_state_s, parts.announcer.state)

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 import vmagent
-from vmagent import imageparts, ports
+from vmagent import imageparts, meterparts, ports
 from vmagent.announcer import Announcer
 from vmagent.broker.signing import Unsigned, Verifier
 from vmagent.broker.trust import TrustStore
@@ -47,6 +47,7 @@ from vmagent.lanes import Lanes
 from vmagent.local.feed import LiveFeed
 from vmagent.local.server import LocalServer
 from vmagent.log import event, surprise
+from vmagent.meterparts import Measuring
 from vmagent.observer import LIVE, Observer
 from vmagent.queries import Queries
 from vmagent.reconciler import Reconciler
@@ -58,7 +59,7 @@ from vmagent.sweeping import Sweeper
 from vmagent.world import World
 
 log = logging.getLogger("vmagent.daemon")
-THREADS = {"store": 1, "images": 3, "network": 2, "files": 1, "fetching": 4}
+THREADS = {"store": 1, "images": 3, "network": 2, "files": 1, "fetching": 4, "meter": 1}
 RELOAD_S = 30.0
 LIST_PART = "image-list "  # and its identifier: the part of host.state's `degraded`
 OVERHEAD = "memory_overhead_mib"  # the setting that holds what was learned
@@ -102,6 +103,7 @@ class Parts:
     reconciler: Reconciler
     recovery: Recovery
     keepers: Keepers
+    measuring: Measuring
     announcer: Announcer
     intake: Intake
     local: LocalServer
@@ -277,16 +279,17 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
     recovery = Recovery(world, store, observer, reconciler, consequences, clock)
     keepers = _keepers(world, kernel, hypervisor, images, observer, reconciler, consequences, clock, reactor,
                        snapshotting)
+    measured = meterparts.measuring(config, world, hypervisor, kernel.processes, kernel.firewall, clock, reactor,
+                                    lanes["meter"], [keepers.watchman.take])
     imageparts.heard(reconciler.mark, keepers.images.news, snapshotting.attend, images.tell)
     commands = ImageCommands(world, consequences, keepers.revoker, keepers.images)
     trust = TrustStore(config.security)
-    verifier = _verifier(config, trust)
     lists = imageparts.lists(config, trust, lanes["files"], reactor, clock, chance)
     capabilities = _capabilities(hypervisor, kernel, consequences)
     announcer = Announcer(world, store, hypervisor, consequences, clock, config.security.commands,
                           vmagent.__version__, lambda: _days_left(trust, clock), capabilities, commands.here)
     keepers.images.attend(announcer.changed)
-    intake = Intake(world, store, verifier, _room(hypervisor, images, kernel, world), consequences,
+    intake = Intake(world, store, _verifier(config, trust), _room(hypervisor, images, kernel, world), consequences,
                     Limits(broker.max_command_kib * 1024, config.security.commands == "signed"), clock,
                     reconciler.mark, announcer.snapshot_changes, announcer.changed, commands)
     way = channel(config, reactor, clock, chance, store, intake, world)
@@ -298,7 +301,7 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
                         lambda payload, signer: Deferred.fromCoroutine(intake.local(payload, signer)),
                         queries.table(), feed, clock, policy.host)
     return Parts(clock, store, images, kernel, hypervisor, way, world, consequences, observer, reconciler, recovery,
-                 keepers, announcer, intake, local, trust, lists, lanes)
+                 keepers, measured, announcer, intake, local, trust, lists, lanes)
 
 
 def _loop(
@@ -328,7 +331,7 @@ def _keepers(
     return Keepers(
         Holder(world, observer, kernel.firewall, kernel.shaper, kernel.cgroups, reconciler, consequences, clock),
         Sweeper(world, hypervisor, kernel.firewall, kernel.shaper, clock),
-        Watchman(world, kernel.firewall, clock),
+        Watchman(world, clock),
         snapshotting,
         Revoker(world, consequences, reconciler.mark, clock, reactor, _begin),
         ImageKeeper(world, consequences, images, clock, reactor, _begin),

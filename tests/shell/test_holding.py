@@ -16,6 +16,7 @@ from vmagent.core import identity
 from vmagent.core.actions import Do
 from vmagent.core.model import NicCounters
 from vmagent.core.policy import SiteFirewall
+from vmagent.core.samples import HostSample, Reading
 from vmagent.errors import Fault, FaultKind
 from vmagent.sweeping import AGE_S
 
@@ -250,7 +251,9 @@ def test_nothing_is_swept_while_libvirt_is_away(site: Site) -> None:
 def counted(site: Site, vm: str, before: Optional[NicCounters], **members: int) -> NicCounters:
     device = site.world.records[vm].spec.interfaces[0].device
     counters = dataclasses.replace(before or NicCounters(), **members)
-    site.host.firewall.counted = {device: counters}
+    reading = Reading(site.reactor.seconds(), {}, {device: counters}, HostSample(site.reactor.seconds()))
+    site.run(site.watchman.take(reading))
+    site.run(site.watchman.take(dataclasses.replace(reading, nics=None)))
     site.run(site.watchman.count())
     return counters
 

@@ -87,7 +87,7 @@ class Site:
         self.holder = Holder(self.world, self.observer, h.firewall, h.shaper, h.cgroups, self.reconciler,
                              self.consequences, h)
         self.sweeper = Sweeper(self.world, h, h.firewall, h.shaper, h)
-        self.watchman = Watchman(self.world, h.firewall, h)
+        self.watchman = Watchman(self.world, h)
         self.revoker = Revoker(self.world, self.consequences, self.reconciler.mark, h, self.reactor, self.run)
         self.recovery = Recovery(self.world, self.store, self.observer, self.reconciler, self.consequences, h)
         self.keeper = ImageKeeper(self.world, self.consequences, h, h, self.reactor, self._begin)

@@ -101,6 +101,7 @@ def names(cls: Any, *without: str) -> List[str]:
         ("images.catalogue.*", policy.CatalogueImage, ("id",), ()),
         ("socket", config.SocketSettings, (), ()),
         ("intervals", config.Intervals, (), ()),
+        ("telemetry", config.TelemetrySettings, (), ()),
     ],
 )
 def test_sections_and_dataclasses_have_the_same_members(section: str, cls: Any, not_there: Any, elsewhere: Any) -> None:

@@ -555,3 +555,8 @@ def test_a_default_reply_may_write_the_site_out(tmp_path: Path) -> None:
     broker = {"urls": ["stomp://b:61613"], "default_reply": "/queue/vmagent.EXAMPLE.replies"}
     file.write_text(yaml.safe_dump({"site": "EXAMPLE", "host": "wn1.example.org", "broker": broker}))
     assert configfile.read(file).policy.default_reply == "/queue/vmagent.EXAMPLE.replies"
+
+
+def test_a_coarse_reading_is_not_more_frequent_than_a_fine_one(tmp_path: Path) -> None:
+    (problem,) = problems(main_file(tmp_path, "telemetry: {fine_s: 30, coarse_s: 20}\n"))
+    assert problem.fields["path"] == "telemetry.coarse_s" and "30 or more" in str(problem.fields["accepted"])

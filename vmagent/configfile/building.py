@@ -18,6 +18,7 @@ from vmagent.config import (
     Intervals,
     SecuritySettings,
     SocketSettings,
+    TelemetrySettings,
     Tls,
 )
 from vmagent.core import rules
@@ -56,6 +57,7 @@ def config(values: Values, sources: Mapping[str, str]) -> Config:
         images=_images(values["images"], directories),
         socket=SocketSettings(**{**values["socket"], "path": _below(values["socket"]["path"], directories)}),
         intervals=Intervals(**values["intervals"]),
+        telemetry=TelemetrySettings(**values["telemetry"]),
         log_level=values["log_level"],
         sources=dict(sources),
     )

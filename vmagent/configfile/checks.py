@@ -206,6 +206,14 @@ def volumes(values: Values) -> Iterator[Complaint]:
             yield Complaint(at, f"{told} is volume {other} already", "one name for each")
 
 
+def telemetry(values: Values) -> Iterator[Complaint]:
+    """Fine turns drive the coarse ones."""
+    settings = values["telemetry"]
+    if settings["coarse_s"] < settings["fine_s"]:
+        detail = f"{settings['coarse_s']:g} is less than fine_s"
+        yield Complaint(("telemetry", "coarse_s"), detail, f"{settings['fine_s']:g} or more")
+
+
 CHECKS: Tuple[Tuple[Tuple[Tuple[str, ...], ...], Check], ...] = (
     ((("instance",), ("networks",)), instance),
     ((("broker",),), broker),
@@ -217,6 +225,7 @@ CHECKS: Tuple[Tuple[Tuple[Tuple[str, ...], ...], Check], ...] = (
     ((("socket",), ("directories",)), socket),
     ((("networks",),), networks),
     ((("volumes",),), volumes),
+    ((("telemetry",),), telemetry),
     ((("images",),), endorsement),
     ((("images",),), images),
 )
