@@ -19,9 +19,9 @@ from vmagent.errors import Problem
 from vmagent.site import __main__ as command
 from vmagent.site import appliance
 from vmagent.site.arguments import parser
-from vmagent.site.collected import READERS
 from vmagent.site.commands import COMMANDS, Run
 from vmagent.site.progress import Shown
+from vmagent.site.reports import READERS
 
 V1 = "aaaaaaaa-0000-5000-8000-000000000001"
 START = ["start", HOST, "--image", "tiny", "--flavour", "small", "--lifetime", "1m"]

@@ -19,6 +19,7 @@ from vmagent.site.arguments import parser
 from vmagent.site.commands import COMMANDS, Code, Run
 from vmagent.site.controller import Controller
 from vmagent.site.database import Database
+from vmagent.site.reports import READERS, Reading
 from vmagent.site.settings import Site, load
 
 log = logging.getLogger("vmagent.site")
@@ -34,7 +35,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if said.verb == "pki":
             return _pki(said)
         site = load(said.config)
-        if said.verb in collected.READERS and getattr(said, "collected", True):
+        if said.verb in READERS and getattr(said, "collected", True):
             return _read(said, site)
         if said.verb == "start":
             said.args = appliance.start_args(said, site.ovf_networks, _tell)
@@ -50,7 +51,7 @@ def _read(said: argparse.Namespace, site: Site) -> int:
     """A command on the collector's database; it needs neither broker nor reactor."""
     database = Database(collected.place(said, site), made=False)
     try:
-        return collected.READERS[said.verb](collected.Reading(said, database, time.time, sys.stdout, sys.stderr))
+        return READERS[said.verb](Reading(said, database, site.hosts, time.time, sys.stdout, sys.stderr))
     except KeyboardInterrupt:
         return 130
     finally:

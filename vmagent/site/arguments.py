@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Tuple
 
 from vmagent.core import asking, imageasking
-from vmagent.site import appliance
+from vmagent.site import accounts, appliance
 from vmagent.site.settings import DEFAULT_PATH
 
 CODES = """exit codes:
@@ -159,6 +159,20 @@ def _collecting(subs: Any) -> None:
                "vmagent-site collect\n  vmagent-site collect --once --json\n"
                "  vmagent-site collect --database postgresql://collector@db.example.org/vmagent")
     sub.add_argument("--once", action="store_true", help="end when nothing more comes")
+    _database(sub)
+
+
+    sub = _add(subs, "usage", "what was used in a month, by VO, user or VM; from the collector's database",
+               "vmagent-site usage --month 2026-11\n"
+               "  vmagent-site usage --vo vo.example.org --by user --month 2026-11\n"
+               "  vmagent-site usage --by vm --csv > november.csv")
+    sub.add_argument("--vo", metavar="VO", help="only this VO's")
+    sub.add_argument("--month", metavar="YYYY-MM", help="UTC (default: this month)")
+    sub.add_argument("--by", choices=tuple(accounts.BY), default="vo", help="what to sum by (default vo)")
+    sub.add_argument("--csv", action="store_true", help="comma-separated, in seconds and bytes, with all members")
+    _database(sub)
+    sub = _add(subs, "capacity", "what the whole site can take now; from the collector's database",
+               "vmagent-site capacity\n  vmagent-site capacity --json")
     _database(sub)
 
 

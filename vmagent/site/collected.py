@@ -1,18 +1,13 @@
-"""Sub-commands on the collector's database: `collect` fills it, the others read it and need no broker.
-
-`READERS` is the whole list of the others; each is called with the open database and returns an exit code.
-"""
+"""`vmagent-site collect` as a command: until a signal comes, or until nothing more comes."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
-from typing import Any, Callable, List, Mapping, TextIO, Tuple
+from typing import Any, Callable, TextIO, Tuple
 
 from twisted.internet.defer import Deferred, TimeoutError
 
-from vmagent.core import columns, duration
-from vmagent.site import output, shelf
+from vmagent.site import output
 from vmagent.site.book import Book
 from vmagent.site.commands import Code
 from vmagent.site.database import Database
@@ -25,23 +20,9 @@ HEAL_S = 60.0  # how long `--once` waits for snapshots
 LOOK_S = 0.2
 
 
-@dataclass(frozen=True)
-class Reading:
-    """One run of a command that reads.  wall_s: the wall clock, seconds since 1970."""
-
-    said: argparse.Namespace
-    database: Database
-    wall_s: Callable[[], float]
-    out: TextIO
-    err: TextIO
-
-
 def place(said: argparse.Namespace, site: Site) -> str:
     """The database that is meant: of the command line, or of the configuration."""
     return str(said.database or site.database)
-
-
-# -- collect
 
 
 async def collect(said: argparse.Namespace, site: Site, reactor: Any, wall_s: Callable[[], float], out: TextIO,
@@ -94,39 +75,3 @@ async def _drained(gatherer: Gatherer, reactor: Any, said: argparse.Namespace, o
     for host in gatherer.lacking:
         out.write("" if said.json else f"states are missing: {host}\n")
     return Code.FAILED if gatherer.lacking or heard.aside else Code.OK
-
-
-# -- reading
-
-
-def listing(run: Reading) -> int:
-    """`list --collected`: the newest state of every VM, as events told it."""
-    now = run.wall_s()
-    rows = [shelf.row(host, state, now) for host, state in shelf.states(run.database, run.said.ended)]
-    lacks = shelf.completeness(run.database)
-    if run.said.json:
-        output.as_json(run.out, {"vms": rows, **lacks})
-        return Code.OK
-    header = ("HOST", "ID", "NAME", "PHASE", "LEASE", "OWNER", "IMAGE", "SEEN")
-    lines = columns.lines(header, [_cells(row) for row in rows])
-    run.out.write("\n".join(lines) + "\n" if rows else "no VMs\n")
-    for one in lacks["missing"]:
-        run.err.write(f"vmagent-site: {one['host']}: {one['stream']} {_numbers(one['numbers'])} did not come\n")
-    return Code.OK
-
-
-def _cells(row: Mapping[str, Any]) -> List[str]:
-    phase = f"{row['phase']} ({row['outcome']})" if row["outcome"] else str(row["phase"])
-    left = "" if row["left_s"] is None else f"{duration.text(row['left_s'])} left"
-    seen = "never" if row["age_s"] is None else f"{duration.text(row['age_s'])} ago"
-    return [row["host"], row["vm"], str(row["name"] or ""), phase, left, str(row["owner"] or ""),
-            str(row["image"] or ""), seen]
-
-
-def _numbers(pairs: List[List[int]]) -> str:
-    return ", ".join(str(low) if low == high else f"{low} to {high}" for low, high in pairs)
-
-
-READERS: Mapping[str, Callable[[Reading], int]] = {
-    "list": listing,
-}
