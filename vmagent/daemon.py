@@ -37,6 +37,7 @@ reactor: Any = _reactor
 EXIT_FAILED = 1
 DAY_S = 86400.0
 FIRST_LOOK_S = 5.0
+OFFERING_S = 10.0  # how soon a change of what is free is published
 STATE_MODE = 0o711  # QEMU's own user must pass through to its overlay
 
 
@@ -118,11 +119,13 @@ class Daemon:
         await parts.keepers.holder.hold(whole=True)
         await parts.announcer.state()
         await parts.announcer.snapshot()
+        await parts.offer()
         parts.channel.link.start()
         self._every(self._config.intervals.resync_s, parts.recovery.resync)
         self._every(self._config.intervals.hold_s, parts.hold)
         self._every(self._config.telemetry.fine_s, parts.measuring.sampler.turn)
         self._every(60.0, parts.minute)
+        self._every(OFFERING_S, parts.offering.changed)
         self._every(DAY_S, parts.prune)
         self._every(self._config.intervals.host_state_s, parts.announcer.state)
         self._snapshot_later()

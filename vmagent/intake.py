@@ -31,6 +31,7 @@ from vmagent.core.changes import Change, CommandRow, Publish, PutAudit, PutComma
 from vmagent.core.commands import VERBS, Command, Signer
 from vmagent.core.model import Desired, Journal, Now, Reason, VmRecord, VmSpec
 from vmagent.core.policy import Policy
+from vmagent.core.room import disk_left_gib
 from vmagent.core.startimage import Endorsements
 from vmagent.crashpoint import reach
 from vmagent.errors import Fault, Problem, Problems
@@ -258,7 +259,7 @@ class Intake:
         if not VERBS[command.verb].changes:
             return [], self._done(command, (), {"vms": self._seen(command.verb, chosen, now)}, now), ()
         if command.verb == "vm.snapshot":
-            free_gib = admission.disk_left_gib(self.policy, tuple(self._world.records.values()), room)
+            free_gib = disk_left_gib(self.policy, tuple(self._world.records.values()), room)
             snapshots.admit(command, self.policy, chosen, room.snapshots, free_gib)
         if command.verb == "vm.attach":
             attaching.admit(command, chosen, tuple(self._world.records.values()), self.policy, room.live_disks)

@@ -14,8 +14,7 @@ from typing import Any, Callable, Coroutine, Mapping, Optional, Sequence, Tuple
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-import vmagent
-from vmagent import imageparts, meterparts, ports
+from vmagent import imageparts, kernelparts, meterparts, ports
 from vmagent.announcer import Announcer
 from vmagent.broker.signing import Unsigned, Verifier
 from vmagent.broker.trust import TrustStore
@@ -23,19 +22,13 @@ from vmagent.channel import Channel, channel
 from vmagent.chronicle import Chronicle, Feeds
 from vmagent.config import Config
 from vmagent.consequences import Consequences
-from vmagent.core import limitviews, walltime
-from vmagent.core.admission import HostRoom
 from vmagent.core.changes import Change, PutSetting
 from vmagent.core.model import VmSpec
 from vmagent.core.policy import Policy
 from vmagent.counting import Watchman
 from vmagent.errors import Fault
 from vmagent.holding import Holder
-from vmagent.host import interfaces, room
-from vmagent.host.cgroups import HostCgroups
-from vmagent.host.firewall import NftFirewall
-from vmagent.host.processes import ProcProcesses
-from vmagent.host.shaper import TcShaper
+from vmagent.host import interfaces
 from vmagent.hypervisor.adapter import Libvirt
 from vmagent.hypervisor.perform import Paths
 from vmagent.imagecommands import ImageCommands
@@ -43,17 +36,20 @@ from vmagent.imagekeeping import ImageKeeper
 from vmagent.images.local import LocalImages
 from vmagent.images.subscriptions import Subscriptions
 from vmagent.intake import Intake, Limits
+from vmagent.kernelparts import Kernel
 from vmagent.lanes import Lanes
 from vmagent.local.feed import LiveFeed
 from vmagent.local.server import LocalServer
 from vmagent.log import event, surprise
 from vmagent.meterparts import Measuring
 from vmagent.observer import LIVE, Observer
+from vmagent.offering import Offering
 from vmagent.queries import Queries
 from vmagent.reconciler import Reconciler
 from vmagent.recovery import Recovery
 from vmagent.revoking import Revoker
 from vmagent.snapshotting import Snapshotting
+from vmagent.speaking import OVERHEAD, speakers
 from vmagent.store.store import SqliteStore
 from vmagent.sweeping import Sweeper
 from vmagent.world import World
@@ -62,17 +58,6 @@ log = logging.getLogger("vmagent.daemon")
 THREADS = {"store": 1, "images": 3, "network": 2, "files": 1, "fetching": 4, "meter": 1}
 RELOAD_S = 30.0
 LIST_PART = "image-list "  # and its identifier: the part of host.state's `degraded`
-OVERHEAD = "memory_overhead_mib"  # the setting that holds what was learned
-
-
-@dataclass
-class Kernel:
-    """What the host's kernel does for us, beside what libvirt does."""
-
-    firewall: NftFirewall
-    shaper: TcShaper
-    cgroups: HostCgroups
-    processes: ProcProcesses
 
 
 @dataclass
@@ -105,6 +90,7 @@ class Parts:
     keepers: Keepers
     measuring: Measuring
     announcer: Announcer
+    offering: Offering
     intake: Intake
     local: LocalServer
     trust: TrustStore
@@ -198,6 +184,13 @@ class Parts:
         if learned > self.world.settings.get(OVERHEAD, 0):
             await self.world.transact(lambda: _setting(OVERHEAD, learned))
 
+    async def offer(self) -> None:
+        """What is free, for the first time: a disk that cannot be read keeps nobody from starting."""
+        try:
+            await self.offering.changed()
+        except Fault as fault:
+            log.warning("what is free here is not known: %s", fault)
+
     async def prune(self) -> None:
         """Once a day: what is past its time is forgotten."""
         await self.store.prune(self.clock.now())
@@ -269,7 +262,7 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
     images = imageparts.files(config, reactor, clock, chance, lanes, lambda: imageparts.wished(world), store.context,
                               lambda: consequences.policy.disk_floor_gib)
     interfaces.ours_alone(policy.instance)
-    kernel = _kernel(policy, lanes["network"])
+    kernel = kernelparts.kernel(policy, lanes["network"])
     hypervisor = Libvirt(config.hypervisor, policy.instance, _paths(images), reactor, kernel.processes.halted,
                          chance.random)
     late, feed = _LateOutbox(), LiveFeed()
@@ -285,23 +278,22 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
     commands = ImageCommands(world, consequences, keepers.revoker, keepers.images)
     trust = TrustStore(config.security)
     lists = imageparts.lists(config, trust, lanes["files"], reactor, clock, chance)
-    capabilities = _capabilities(hypervisor, kernel, consequences)
-    announcer = Announcer(world, store, hypervisor, consequences, clock, config.security.commands,
-                          vmagent.__version__, lambda: _days_left(trust, clock), capabilities, commands.here)
-    keepers.images.attend(announcer.changed)
-    intake = Intake(world, store, _verifier(config, trust), _room(hypervisor, images, kernel, world), consequences,
+    said = speakers(config, world, store, hypervisor, images, kernel, consequences, clock, lanes["files"], trust,
+                    commands)
+    keepers.images.attend(said.announcer.changed)
+    intake = Intake(world, store, _verifier(config, trust), said.room, consequences,
                     Limits(broker.max_command_kib * 1024, config.security.commands == "signed"), clock,
-                    reconciler.mark, announcer.snapshot_changes, announcer.changed, commands)
+                    reconciler.mark, said.announcer.snapshot_changes, said.announcer.changed, commands)
     way = channel(config, reactor, clock, chance, store, intake, world)
     late.outbox = way.outbox
     queries = Queries(world, store, hypervisor, images, clock, lambda: consequences.policy,
-                      lambda: dataclasses.asdict(way.link.state()), capabilities,
-                      kernel.firewall.counters, commands)
+                      lambda: dataclasses.asdict(way.link.state()), said.capabilities,
+                      kernel.firewall.counters, commands, said.offering)
     local = LocalServer(config.socket, reactor,
                         lambda payload, signer: Deferred.fromCoroutine(intake.local(payload, signer)),
                         queries.table(), feed, clock, policy.host)
     return Parts(clock, store, images, kernel, hypervisor, way, world, consequences, observer, reconciler, recovery,
-                 keepers, measured, announcer, intake, local, trust, lists, lanes)
+                 keepers, measured, said.announcer, said.offering, intake, local, trust, lists, lanes)
 
 
 def _loop(
@@ -316,12 +308,6 @@ def _loop(
     snapshotting = Snapshotting(world, hypervisor.jobs, images, consequences, clock, reactor)
     return observer, snapshotting, Reconciler(world, observer, performers, consequences, clock, reactor,
                                               snapshotting.wanted)
-
-
-def _kernel(policy: Policy, lanes: Lanes) -> Kernel:
-    processes = ProcProcesses()
-    return Kernel(NftFirewall(policy.instance, lanes, policy.firewall), TcShaper(policy.instance, lanes),
-                  HostCgroups(lanes, processes), processes)
 
 
 def _keepers(
@@ -342,36 +328,5 @@ def _paths(images: LocalImages) -> Callable[[VmSpec], Paths]:
     return lambda spec: Paths(*images.paths(spec.vm), str(images.golden(spec)), images.sources(spec))
 
 
-def _capabilities(
-    hypervisor: ports.Hypervisor, kernel: Kernel, consequences: Consequences
-) -> Callable[[], Mapping[str, Any]]:
-    """What this host can really enforce, as host.state publishes it."""
-    return lambda: limitviews.capabilities(hypervisor.info(), kernel.firewall.info(), kernel.shaper.info(),
-                                           kernel.cgroups.version(), consequences.policy.snapshots)
-
-
 def _verifier(config: Config, trust: TrustStore) -> ports.Verifier:
     return Verifier(trust) if config.security.commands == "signed" else Unsigned(config.broker.login)
-
-
-def _days_left(trust: TrustStore, clock: ports.Clock) -> Mapping[str, int]:
-    return {name: int(days) for name, days in trust.days_left(walltime.seconds(clock.now().wall)).items()}
-
-
-def _room(
-    hypervisor: ports.Hypervisor, images: ports.Images, kernel: Kernel, world: World
-) -> Callable[[], Deferred[HostRoom]]:
-    """What admission may promise.  With libvirt away nobody knows what it can start: then the wish waits for it."""
-    here = room.facts()
-
-    def of(free_gib: int) -> HostRoom:
-        info = hypervisor.info()
-        return HostRoom(
-            here.cores, here.memory_mib, free_gib, world.drained, info.startable or not info.connected,
-            cpu_caps=info.cpu_caps, disk_io=info.disk_io, live_disks=info.live_disks,
-            memory_overhead_mib=world.settings.get(OVERHEAD, 0),
-            shaping=bool(kernel.shaper.info().qdisc), filtering=kernel.firewall.info().tracking != "none",
-            snapshots=info.snapshots,
-        )  # fmt: skip
-
-    return lambda: images.free_gib().addCallback(of)

@@ -18,6 +18,7 @@ from vmagent.core.policy import Policy
 from vmagent.errors import Fault, Problem
 from vmagent.imagecommands import ImageCommands
 from vmagent.local import views
+from vmagent.offering import Offering
 from vmagent.world import World
 
 Args = Mapping[str, Any]
@@ -40,6 +41,7 @@ class Queries:
         capabilities: Callable[[], Mapping[str, Any]],
         counters: Callable[[], Deferred[Mapping[str, NicCounters]]],
         catalogue: ImageCommands,
+        offering: Offering,
     ) -> None:
         self._world = world
         self._store = store
@@ -51,6 +53,7 @@ class Queries:
         self._capabilities = capabilities
         self._counters = counters
         self._catalogue = catalogue
+        self._offering = offering
 
     def table(self) -> Dict[str, Callable[[Args], Deferred[Any]]]:
         """verb -> callable(args) -> Deferred of plain JSON."""
@@ -137,8 +140,8 @@ class Queries:
                             self._world.epoch, self._facts())
 
     async def _capacity(self, args: Args) -> Any:
-        free = await self._images.free_gib()
-        return views.capacity(self._records(), self._hypervisor.info(), self._policy(), free)
+        """The data of host.capacity, reckoned now."""
+        return await self._offering.view()
 
     async def _doctor(self, args: Args) -> Any:
         """What only the running daemon knows."""

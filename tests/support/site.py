@@ -8,7 +8,7 @@ import uuid
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 
 from tests.support import building
 from tests.support.host import FakeHost
@@ -16,10 +16,11 @@ from tests.support.lanes import HandTurned, lane
 from vmagent.announcer import Announcer
 from vmagent.consequences import Consequences
 from vmagent.core import dn, events, limitviews, request
-from vmagent.core.admission import HostRoom
+from vmagent.core.capacity import Around
 from vmagent.core.commands import Signer
 from vmagent.core.model import Phase
 from vmagent.core.policy import Policy
+from vmagent.core.room import HostRoom
 from vmagent.counting import Watchman
 from vmagent.errors import Problem
 from vmagent.holding import Holder
@@ -29,6 +30,7 @@ from vmagent.imageparts import heard
 from vmagent.intake import Intake, Limits
 from vmagent.local.feed import LiveFeed
 from vmagent.observer import Observer
+from vmagent.offering import Offering
 from vmagent.reconciler import Reconciler
 from vmagent.recovery import Recovery
 from vmagent.revoking import Revoker
@@ -66,6 +68,8 @@ class Site:
     def __init__(self, folder: Path, host: Optional[FakeHost] = None, policy: Optional[Policy] = None,
                  store: Any = None) -> None:
         self.reactor = HandTurned()
+        self.around = Around({building.BRIDGE: 1_000_000}, ())
+        self.written_gib = 0  # by somebody else, on the disk of the overlays
         if host is not None:
             self.reactor.rightNow = host.clock.seconds()
             host.clock = self.reactor
@@ -97,6 +101,7 @@ class Site:
             self.world, self.store, h, self.consequences, h, "signed", "0", dict,
             lambda: limitviews.capabilities(h.info(), h.firewall.info(), h.shaper.info(), 2,
                                             self.consequences.policy.snapshots), commands.here)
+        self.offering = Offering(self.world, h, self.consequences, h, self._room, lambda: succeed(self.around))
         self.intake = Intake(self.world, self.store, Trusting(), self._room, self.consequences, Limits(262144, True), h,
                              self.reconciler.mark, self.announcer.snapshot_changes, self.announcer.changed,
                              commands)
@@ -111,7 +116,8 @@ class Site:
 
     def _room(self) -> Deferred[HostRoom]:
         room: Deferred[HostRoom] = Deferred()
-        room.callback(HostRoom(16, 65536, 500, self.world.drained, True, snapshots=self.host.info().snapshots))
+        room.callback(HostRoom(16, 65536, 500 - self.written_gib, self.world.drained, True,
+                               snapshots=self.host.info().snapshots))
         return room
 
     # -- turning

@@ -190,3 +190,27 @@ def test_the_refusals_are_problems_with_words() -> None:
         "path": "args.networks[0].addresses[0]",
         "accepted": ["192.0.2.0/24", "2001:db8::/64"],
     }
+
+
+# ---- how many are left
+
+
+def test_free_counts_what_interfaces_would_hand_out() -> None:
+    pools = ("192.0.2.0-192.0.2.6", "192.0.2.4-192.0.2.9")  # one overlaps; the network's own, the gateway
+    network = building.network(subnets=("192.0.2.0/24",), pools=pools, dns=("192.0.2.2",))
+    policy = building.policy(networks={"public": network})
+    held, given = Taken(), 0
+    assert addresses.free(network, held) == 7
+    while addresses.free(network, held):
+        made = addresses.interfaces(f"0b6f4c1e-1111-4222-8333-{given:012d}", [{"type": "public"}], policy, held)
+        held, given = held.plus(made), given + 1
+    assert given == 7
+    with pytest.raises(Problems):
+        addresses.interfaces("0b6f4c1e-1111-4222-8333-999999999999", [{"type": "public"}], policy, held)
+
+
+def test_the_shorter_family_decides_and_a_long_pool_is_not_walked_through() -> None:
+    network = building.network(pools=("192.0.2.100-192.0.2.101", "2001:db8::1-2001:db8::ffff:ffff:ffff:ffff"))
+    assert addresses.free(network, Taken()) == 2
+    assert addresses.free(building.network(pools=()), Taken()) == 0
+    assert addresses.free(building.network(addressing="slaac-eui64"), Taken()) is None

@@ -11,10 +11,11 @@ import pytest
 
 from tests.support import building
 from vmagent.core import identity, request
-from vmagent.core.admission import Admission, HostRoom, admit
+from vmagent.core.admission import Admission, admit
 from vmagent.core.commands import Command, Signer
 from vmagent.core.model import Desired, DiskIo, Firewall, ImageRef, NicLimits, Outcome, Owner, Rule, VmRecord
 from vmagent.core.policy import CatalogueImage, Flavour, Minima, TrustPolicy
+from vmagent.core.room import HostRoom
 from vmagent.errors import Problem, Problems
 
 SIGNER = Signer(building.SIGNER, ((("C", "NL"),), (("O", "Example Site"),), (("CN", "controller"),)), "ab" * 32)

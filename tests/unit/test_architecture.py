@@ -20,9 +20,9 @@ LAYER1 = {"ports", "config", "configfile", "log", "lanes", "children", "crashpoi
 LAYER2 = {"hypervisor", "host", "images", "broker", "local", "store", "render", "export"}
 LAYER3 = {"reconciler", "world", "consequences", "observer", "intake", "announcer", "adoption", "recovery",
           "chronicle", "holding", "sweeping", "counting", "snapshotting", "revoking", "imagecommands", "imagekeeping",
-          "metering", "sampling"}
-TOP = {"__main__", "daemon", "parts", "imageparts", "channel", "queries",  # from parts on: its wiring, cut for length
-       "meterparts"}
+          "metering", "sampling", "offering"}
+# From parts on: its wiring, cut for length.
+TOP = {"__main__", "daemon", "parts", "imageparts", "kernelparts", "meterparts", "channel", "speaking", "queries"}
 
 MAY: Dict[str, Set[str]] = dict.fromkeys(LAYER0, LAYER0)
 MAY.update({part: LAYER0 | LAYER1 | {""} for part in LAYER1})

@@ -10,7 +10,8 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 import pytest
 
 from tests.support.building import WALL, now, observed, policy, ran, record
-from vmagent.core import events, schemas
+from tests.support.offered import here
+from vmagent.core import capacity, events, schemas
 from vmagent.core.changes import Epoch
 from vmagent.core.imagemodel import Fetching
 from vmagent.core.model import (
@@ -27,7 +28,7 @@ from vmagent.core.model import (
     Seen,
 )
 from vmagent.errors import Problem
-from vmagent.local import ctl, ctl_parser, limittables, tables, views
+from vmagent.local import capacitytables, ctl, ctl_parser, limittables, tables, views
 from vmagent.local.ctl_client import Unreachable
 from vmagent.local.ctl_commands import COMMANDS
 from vmagent.local.ctl_session import Session
@@ -65,7 +66,7 @@ class FakeAgent:
             "who": views.who([RUNS], LOOK, NOW),
             "status": views.status([RUNS, GONE], LOOK, policy(), INFO, Epoch("e", 1, WALL, "first"), {
                 "drained": True, "degraded": {"broker": "away"}, "broker": {"up": False}, "version": "1"}),
-            "capacity": views.capacity([RUNS], INFO, policy(), 100),
+            "capacity": capacity.published(here(RUNS)),
             "audit": {"audit": [AUDIT]},
             "limits": views.limits(LIMITED, {LIMITED.vm: observed(of=LIMITED.spec)}, NOW, COUNTED, ""),
             **answers,
@@ -208,7 +209,10 @@ def test_who_status_capacity_and_audit_are_readable() -> None:
     assert "/DC=org/DC=example/CN=A User" in run(FakeAgent(), "who")[1]
     status = run(FakeAgent(), "status")[1]
     assert "1 ready" in status and "broker: away" in status and "new VMs are refused" in status
-    assert "cores       16     1         15" in run(FakeAgent(), "capacity")[1]
+    shown = run(FakeAgent(), "capacity")[1]
+    assert "cores       8      1         7      0         7       8      8" in shown
+    assert "large    4      8192  40   1    1       2      2      cores" in shown
+    assert "public   0 and 1 without a limit" in shown and "no start was measured" in shown
     assert "vm.start" in run(FakeAgent(), "audit", "--subject", RUNS.vm)[1]
 
 
@@ -405,7 +409,8 @@ def test_every_screen_can_be_drawn_on_a_terminal() -> None:
     agent = FakeAgent(over=views.over("h", [RUNS], LOOK, NOW),
                       drain_check=views.drain_check([RUNS], LOOK, [FOREIGN], NOW, 1, False))
     for draw, verb in ((tables.show, "show"), (tables.who, "who"), (tables.status, "status"), (tables.audit, "audit"),
-                       (tables.capacity, "capacity"), (tables.over, "over"), (tables.drain_check, "drain_check")):
+                       (capacitytables.capacity, "capacity"), (tables.over, "over"),
+                       (tables.drain_check, "drain_check")):
         out = Terminal()
         draw(tables.Screen(out), agent.answers[verb])
         assert out.getvalue().strip()

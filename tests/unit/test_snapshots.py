@@ -113,7 +113,7 @@ def test_what_waited_is_looked_at_again_when_its_turn_comes(kw: Any, type: Any) 
 
 
 def test_what_snapshots_may_grow_to_is_promised_to_nobody_else() -> None:
-    from vmagent.core.admission import HostRoom, disk_left_gib
+    from vmagent.core.room import HostRoom, disk_left_gib
 
     room = HostRoom(16, 65536, 500, False, True)
     without, with_one = (disk_left_gib(POLICY, (one,), room) for one in (record(), record(b.snapshot(gib=7))))

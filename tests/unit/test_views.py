@@ -252,22 +252,13 @@ def test_new_vms_may_still_come_unless_drained() -> None:
     assert check([], {}, drained=False)["drained"] is False
 
 
+def test_a_restart_is_not_the_end() -> None:
+    again = member(0, journal=ran(1000.0, stop_at=1990.0, stop_boot=building.BOOT, grace_s=60, renew_wanted=1))
+    (one,) = check([again], seen(again), minutes=10)["staying"]
+    assert (one["ends_in_s"], one["why"]) == (2600, "its lease ends then")
+
+
 # -- the host
-
-
-def test_capacity_counts_what_is_promised() -> None:
-    kept = member(1, outcome=Outcome.FINISHED, spec={"disk_gib": 10})
-    answer = views.capacity([member(0), kept, CLOSED], INFO, policy(cpu_overcommit=1.5), 105)
-    assert answer["cores"] == {"total": 24, "promised": 1, "free": 23}
-    assert answer["memory_mib"] == {"total": 64512, "promised": 512, "free": 64000}
-    assert answer["disk_gib"] == {"total": 112, "promised": 12, "free": 100}
-    assert answer["vms"] == 1
-
-
-def test_capacity_is_never_below_zero() -> None:
-    big = member(0, spec={"cores": 99, "memory_mib": 10**6})
-    answer = views.capacity([big], INFO, policy(), 0)
-    assert [answer[what]["free"] for what in ("cores", "memory_mib", "disk_gib")] == [0, 0, 0]
 
 
 def test_status_counts_phases_and_outcomes() -> None:

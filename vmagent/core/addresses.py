@@ -117,6 +117,41 @@ def _interface(vm: str, index: int, wanted: Mapping[str, Any], policy: Policy, h
     )
 
 
+def free(network: NetworkType, held: Taken) -> Optional[int]:
+    """How many more interfaces of this network get an address here; None = its addresses do not run out.
+
+    Each family that has pools gives every interface one: the shorter of the two decides.
+    """
+    if network.addressing != "host-pool":
+        return None
+    pools = _pools(network)
+    return min((_free_of([pool for pool in pools if pool[0].version == version], network, held)
+                for version in sorted({pool[0].version for pool in pools})), default=0)  # fmt: skip
+
+
+def _free_of(pools: Sequence[Tuple[Any, Any]], network: NetworkType, held: Taken) -> int:
+    """Counted without walking through them: a pool of IPv6 is long."""
+    ranges = sorted((int(low), int(high)) for low, high in pools)
+    version, total, end = pools[0][0].version, 0, -1
+    unusable = {number for family, number in held.addresses if family == version}
+    unusable |= {int(one) for one in _ends_and_servers(network) if one.version == version and _reserved(network, one)}
+    gone = set()
+    for low, high in ranges:
+        low = max(low, end + 1)
+        total += max(0, high - low + 1)
+        gone |= {number for number in unusable if low <= number <= high}
+        end = max(end, high)
+    return total - len(gone)
+
+
+def _ends_and_servers(network: NetworkType) -> List[Address]:
+    """Every address on the network that may be for something else (`_reserved` says whether it is)."""
+    found: List[Address] = [ipaddress.ip_address(text) for text in (*network.gateways, *network.dns)]
+    for subnet in _subnets(network):
+        found += [subnet.network_address, subnet.broadcast_address]
+    return [one for one in found if any(one in subnet for subnet in _subnets(network))]
+
+
 # ---- MACs ----
 
 

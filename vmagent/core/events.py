@@ -34,6 +34,7 @@ TYPES: Mapping[str, int] = {
     "vm.lease.warning": 1,
     "host.state": 1,
     "host.snapshot": 1,
+    "host.capacity": 1,
     "security.alert": 1,
     "image.state": 1,
     "stream.gap": 1,
@@ -143,7 +144,7 @@ def vm_state(record: VmRecord, observed: Observed, now: Now, policy: Policy) -> 
         "desired": record.desired.value,
         "phase": phase(record, observed).value,
         "since": record.since_wall or record.accepted_wall,
-        "observed_at": _ago(domain.at, now),
+        "observed_at": ago(domain.at, now),
         "age_s": round(max(0.0, now.at - domain.at), 3),
         "reason": last.why if last else "",
         "reasons": [{"who": r.who, "why": r.why, "when": r.when_wall} for r in record.reasons],
@@ -194,7 +195,7 @@ def _owner(owner: Owner) -> Dict[str, str]:
     return {"subject": owner.subject, "fqan": owner.fqan, "vo": owner.vo}
 
 
-def _ago(at: float, now: Now) -> Optional[str]:
+def ago(at: float, now: Now) -> Optional[str]:
     """Boot time `at` of this boot as wall time; None when it was never."""
     if at <= 0.0:
         return None
@@ -217,7 +218,7 @@ def limits(spec: VmSpec, observed: Observed, now: Now) -> Dict[str, Any]:
     """`limits` of vm.state: what is wanted, what was read back as wanted and when, and what differs."""
     drift = limitviews.drift(spec, observed)
     proven = {
-        name: {**value, "proven_at": _ago(limitviews.seen_at(name, observed), now)}
+        name: {**value, "proven_at": ago(limitviews.seen_at(name, observed), now)}
         for name, value in limitviews.proven(spec, observed, drift).items()
     }
     return {"wanted": limitviews.wanted(spec), "proven": proven, "drift": codec.plain(drift)}
@@ -292,7 +293,7 @@ def host_state(
         "degraded": [{"part": part, "why": why} for part, why in sorted(degraded.items())],
         "epoch": {"id": epoch.id, "number": epoch.number, "born_at": epoch.born_wall, "cause": epoch.cause},
         "hypervisor": {
-            **codec.plain(info), "domain_type": info.domain_type or "unknown", "since": _ago(info.since, now)
+            **codec.plain(info), "domain_type": info.domain_type or "unknown", "since": ago(info.since, now)
         },
         "commands": sorted(commands),
         "security": security,

@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Mapping, Tuple
 from vmagent import givenfiles
 from vmagent.core import asking, imageasking
 from vmagent.errors import Problem
-from vmagent.local import ctl_images, handles, limittables, protocol, tables
+from vmagent.local import capacitytables, ctl_images, handles, limittables, protocol, tables
 from vmagent.local.ctl_session import Code, Session, command
 
 
@@ -144,7 +144,7 @@ COMMANDS: Mapping[str, Callable[[Session], int]] = {
     "show": show,
     "who": _looker("who", tables.who),
     "status": _looker("status", tables.status),
-    "capacity": _looker("capacity", tables.capacity),
+    "capacity": _looker("capacity", capacitytables.capacity),
     "events": events,
     "audit": audit,
     "images": ctl_images.images,

@@ -219,14 +219,6 @@ def _short(value: Any) -> str:
     return WORDS[value] if isinstance(value, bool) or value is None else str(value)
 
 
-def capacity(screen: Screen, answer: Mapping[str, Any]) -> None:
-    rows = [
-        (what, *(str(answer[what][sum]) for sum in ("total", "promised", "free")))
-        for what in ("cores", "memory_mib", "disk_gib")
-    ]
-    screen.table(("WHAT", "TOTAL", "PROMISED", "FREE"), rows)
-
-
 def audit(screen: Screen, answer: Mapping[str, Any]) -> None:
     header = ("WHEN", "WHO", "ROUTE", "VERB", "VERDICT", "SUBJECT", "WHY")
     cells = [tuple(str(row.get(name, "")) for name in ("when_wall", "who", "route", "verb", "verdict", "subject",

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from vmagent.core import codec, disks, events, lease
+from vmagent.core import codec, events
 from vmagent.core.changes import Epoch
+from vmagent.core.forecast import ends_in_s, left_s
 from vmagent.core.model import (
     DomainSeen,
     ForeignSeen,
@@ -22,7 +23,6 @@ from vmagent.core.model import (
     Now,
     Observed,
     Outcome,
-    Phase,
     Seen,
     VmRecord,
 )
@@ -44,14 +44,6 @@ def age_s(one: Observed, now: Now) -> Optional[float]:
     """Seconds since the observation; None when there never was one in this boot."""
     at = one.domain.at
     return None if at <= 0.0 else round(max(0.0, now.at - at), 1)
-
-
-def left_s(record: VmRecord, now: Now) -> Optional[int]:
-    """Seconds of lease left, not below 0; None before the first resume and after the end."""
-    end = lease.ends_at(record)
-    if end is None or record.outcome is not None or lease.run_boot(record.journal) != now.boot_id:
-        return None
-    return max(0, round(end - now.at))
 
 
 def row(record: VmRecord, observed: Mapping[str, Observed], now: Now) -> Json:
@@ -243,7 +235,7 @@ def drain_check(
 
 def _entry(record: VmRecord, observed: Mapping[str, Observed], now: Now) -> Json:
     phase = events.phase(record, seen_of(record, observed))
-    ends, why = _ends_in_s(record, phase, now)
+    ends, why = ends_in_s(record, phase, now)
     return {
         "vm": record.vm,
         "name": record.spec.name,
@@ -254,45 +246,7 @@ def _entry(record: VmRecord, observed: Mapping[str, Observed], now: Now) -> Json
     }
 
 
-def _ends_in_s(record: VmRecord, phase: Phase, now: Now) -> Tuple[Optional[int], str]:
-    journal = record.journal
-    if phase is Phase.STUCK:
-        return None, "its QEMU is stuck: a kill may not work"
-    if phase is Phase.UNKNOWN:
-        return None, "it cannot be seen now"
-    if journal.stop_at is not None and journal.stop_boot == now.boot_id:
-        return max(0, round(lease.destroy_at(record) - now.at)), "it is being stopped"
-    left = left_s(record, now)
-    if left is None:
-        return None, "it has not run yet: its lease begins with its first run"
-    return left, "its lease ends then"
-
-
 # -- the host as a whole
-
-
-def capacity(records: Sequence[VmRecord], info: HypervisorInfo, policy: Policy, disk_free_gib: int) -> Json:
-    """`capacity` -> {cores, memory_mib, disk_gib: {total, promised, free}, vms}; free is never below 0.
-
-    Total is what the site lets this host promise.  Disk: an overlay grows as it is written, so its total is what is
-    free now plus what is promised, less the floor.
-    """
-    held = [record for record in records if not record.closed]
-    promised = {
-        "cores": sum(record.spec.cores for record in held if record.outcome is None),
-        "memory_mib": sum(record.spec.memory_mib for record in held if record.outcome is None),
-        "disk_gib": sum(disks.promised_gib(record.spec) for record in held),
-    }
-    total = {
-        "cores": int(info.cores * policy.cpu_overcommit),
-        "memory_mib": max(0, info.memory_mib - policy.reserved_memory_mib),
-        "disk_gib": max(0, disk_free_gib - policy.disk_floor_gib) + promised["disk_gib"],
-    }
-    sums = {
-        what: {"total": total[what], "promised": promised[what], "free": max(0, total[what] - promised[what])}
-        for what in total
-    }
-    return {**sums, "vms": sum(1 for record in held if record.outcome is None)}
 
 
 def status(

@@ -1,0 +1,72 @@
+"""host.capacity as it goes out: at a change, every few minutes, never older than it says, and as admission decides."""
+
+from __future__ import annotations
+
+from typing import Any, List, Mapping
+
+from tests.shell.test_loop import started
+from tests.support.site import Site, start_args
+from vmagent.core import schemas
+from vmagent.core.model import Phase
+from vmagent.offering import AGAIN_S
+
+
+def published(site: Site) -> List[Mapping[str, Any]]:
+    """Of the stream capacity alone: nothing of it goes among the events."""
+    rows = [row for row in site.rows() if row.type == "org.vmagent.host.capacity"]
+    assert {row.stream for row in rows} <= {"capacity"}
+    for row in rows:
+        schemas.check("event.host.capacity", row.data)
+    return [row.data for row in rows]
+
+
+def changed(site: Site) -> int:
+    site.run(site.offering.changed())
+    return len(published(site))
+
+
+def test_a_change_is_published_and_nothing_else_until_it_is_time(site: Site) -> None:
+    assert changed(site) == 1
+    assert changed(site) == 1, "nothing has changed"
+    started(site)
+    assert changed(site) == 2
+    assert published(site)[1]["vms"]["running"] == 1
+    site.reactor.advance(AGAIN_S - 1)
+    assert changed(site) == 2, "time alone is no news"
+    site.reactor.advance(1)
+    assert changed(site) == 3
+    site.written_gib = 1
+    assert changed(site) == 4
+
+
+def test_what_is_published_as_possible_is_what_a_start_gets(site: Site) -> None:
+    started(site, flavour="small", lifetime_s=7200)
+    changed(site)
+    (small,) = published(site)[-1]["flavours"]
+    args = start_args(count=50, networks=[], lifetime_s=60)
+    members = site.replies(site.send("vm.start", {**args, "dry_run": True}))[0]["result"]["members"]
+    assert sum(1 for one in members if one["status"] == "done") == small["possible"] == 15
+    refused = next(one["problem"] for one in members if one["status"] == "refused")
+    assert [one["detail"] for one in small["reasons"]] == [refused["detail"]]
+
+
+def test_how_long_starts_took_is_measured(site: Site) -> None:
+    changed(site)
+    assert published(site)[-1]["starts"]["median_s"] is None
+    vm = started(site)
+    changed(site)
+    took = dict(site.world.records[vm].timings_ms)["resumed"] / 1000
+    assert published(site)[-1]["starts"]["median_s"] == took
+
+
+def test_with_libvirt_away_it_says_what_is_old(site: Site) -> None:
+    vm = started(site)
+    changed(site)
+    assert published(site)[-1]["stale"] == []
+    site.host.away = True
+    site.reconciler.mark_all()
+    site.settle(lambda: site.phase(vm) is Phase.UNKNOWN)
+    changed(site)
+    data = published(site)[-1]
+    assert [one["part"] for one in data["stale"]] == ["vms"]
+    assert (data["vms"]["unknown"], data["vms"]["running"]) == (1, 0)

@@ -1,0 +1,86 @@
+"""What this host offers: host.capacity, reckoned from the newest memory, published at a change and every few minutes.
+
+Rules: nothing is remembered but what was told last.  A message says how long it may be believed, and which of its parts
+are older than itself; when the free disk cannot be read nothing is published, and the last message runs out.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, Mapping, Sequence, Tuple
+
+from twisted.internet.defer import Deferred
+
+from vmagent import ports
+from vmagent.consequences import Consequences, unseen
+from vmagent.core import capacity, codec, events
+from vmagent.core.changes import Change, Publish
+from vmagent.core.model import Now
+from vmagent.core.room import HostRoom
+from vmagent.world import World
+
+AGAIN_S = 120.0  # the same again after this long, well within its validity
+CHANGING = ("at", "valid_until", "later", "starts", "kernel")
+"""Members that change by themselves, or with every start: alone they are no news."""
+
+
+class Offering:
+    """Reckons and publishes.
+
+    room, around: what admission starts from, and what lies around the guests.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        hypervisor: ports.Hypervisor,
+        consequences: Consequences,
+        clock: ports.Clock,
+        room: Callable[[], Deferred[HostRoom]],
+        around: Callable[[], Deferred[capacity.Around]],
+    ) -> None:
+        self._world = world
+        self._hypervisor = hypervisor
+        self._consequences = consequences
+        self._clock = clock
+        self._room = room
+        self._around = around
+        self._told = ""
+        self._told_at = 0.0
+
+    async def here(self) -> capacity.Here:
+        """Everything that the answers are reckoned from, read now.  Faults: of the disk."""
+        room, around = await self._room(), await self._around()
+        world, now = self._world, self._clock.now()
+        records = tuple(world.records.values())
+        phases = {r.vm: events.phase(r, world.observed.get(r.vm) or unseen(r.vm)) for r in records}
+        return capacity.Here(self._consequences.policy, records, tuple(world.recent.values()), phases, room, around,
+                             now, stale(self._hypervisor, now))
+
+    async def view(self) -> Dict[str, Any]:
+        """The data of host.capacity."""
+        return capacity.published(await self.here())
+
+    async def changed(self) -> None:
+        """Publish if it says something new, or the last is not young any more."""
+        data = await self.view()
+        if _digest(data) != self._told or self._clock.now().at - self._told_at >= AGAIN_S:
+            await self._publish(data)
+
+    async def _publish(self, data: Mapping[str, Any]) -> None:
+        now = self._clock.now()
+
+        async def decide() -> Tuple[Sequence[Change], None]:
+            return [Publish("capacity", "org.vmagent.host.capacity", "host", now.wall, data)], None
+
+        await self._world.transact(decide)
+        self._told, self._told_at = _digest(data), now.at
+
+
+def stale(hypervisor: ports.Hypervisor, now: Now) -> Sequence[Mapping[str, Any]]:
+    """Parts of what is told of this host that are older than the telling: {part, since, why}."""
+    info = hypervisor.info()
+    return () if info.connected else ({"part": "vms", "since": events.ago(info.since, now), "why": info.why},)
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    return codec.digest({name: value for name, value in data.items() if name not in CHANGING})
