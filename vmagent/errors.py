@@ -45,6 +45,11 @@ class Problems(Problem):
         self.problems: Tuple[Problem, ...] = tuple(problems)
 
 
+def reasons(problem: Problem) -> Tuple[Problem, ...]:
+    """Every refusal that it holds, one by one."""
+    return problem.problems if isinstance(problem, Problems) else (problem,)
+
+
 class FaultKind(str, Enum):
     """What a failure means for the next step of the loop."""
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from vmagent import ports
-from vmagent.consequences import Consequences, unseen
+from vmagent.consequences import Consequences
 from vmagent.core import (
     admission,
     attaching,
@@ -34,8 +34,9 @@ from vmagent.core.policy import Policy
 from vmagent.core.room import disk_left_gib
 from vmagent.core.startimage import Endorsements
 from vmagent.crashpoint import reach
-from vmagent.errors import Fault, Problem, Problems
+from vmagent.errors import Fault, Problem, Problems, reasons
 from vmagent.imagecommands import ImageCommands
+from vmagent.questions import CAPACITY, Questions
 from vmagent.world import World
 
 log = logging.getLogger("vmagent.intake")
@@ -67,6 +68,7 @@ class Intake:
         snapshot: Callable[[Now], Awaitable[List[Change]]],
         host_changed: Callable[[], Awaitable[None]],
         images: ImageCommands,
+        questions: Questions,
     ) -> None:
         self._world = world
         self._store = store
@@ -79,6 +81,7 @@ class Intake:
         self._snapshot = snapshot
         self._host_changed = host_changed
         self._images = images
+        self._questions = questions
         self._strangers: Dict[Tuple[str, str], int] = {}
         self._answered = 0
 
@@ -131,7 +134,7 @@ class Intake:
 
     async def take(self, command: Command) -> Mapping[str, Any]:
         """Decide, commit, answer.  A command seen before gets its stored reply again."""
-        room = await self._room()
+        room = await (self._questions.ground() if command.verb == CAPACITY else self._room())
         if command.verb.startswith("image."):
             await self._images.look()
         row, marks = await self._world.transact(lambda: self._decide(command, room))
@@ -211,6 +214,8 @@ class Intake:
             effect = self._images.effect(command, now)
             reply = _reply(command, effect.status, result=effect.result)
             return list(effect.changes), self._row(command, (), effect.status, reply, now), ()
+        if command.verb == CAPACITY:
+            return [], self._done(command, (), self._questions.of_capacity(command, room), now), ()
         if command.verb == "host.report":
             return await self._snapshot(now), self._done(command, (), {}, now), ()
         drained = command.verb == "host.drain"
@@ -218,10 +223,7 @@ class Intake:
         return changes, self._done(command, (), {"drained": drained}, now), ()
 
     def _start(self, command: Command, room: Any, now: Now) -> Tuple[List[Change], CommandRow, Sequence[str]]:
-        authority.authorise(command, self.policy, (), ())
-        admitted = admission.admit(command, self.policy, tuple(self._world.records.values()), room,
-                                   Endorsements(self._world.lists, now.wall))
-        self._trusted(admitted.specs, now)
+        admitted = self._admitted(command, room, now)
         refused = [{"member": index, "status": "refused", "problem": problem.as_json()}
                    for index, problem in admitted.refused]
         if command.args.get("dry_run"):
@@ -236,6 +238,25 @@ class Intake:
         members = [{"member": s.member, "vm": s.vm, "status": "accepted"} for s in admitted.specs]
         reply = _reply(command, "accepted", result={"members": members + refused})
         return changes, self._row(command, ids, "accepted", reply, now), ids
+
+    def _admitted(self, command: Command, room: Any, now: Now) -> admission.Admission:
+        """Authority, then admission.  Who only tries is told the reasons of both, if the table knows him at all."""
+        found: List[Problem] = []
+        try:
+            authority.authorise(command, self.policy, (), ())
+        except Problem as problem:
+            if not command.args.get("dry_run") or not authority.known(command.signer, self.policy):
+                raise
+            found += reasons(problem)
+        try:
+            admitted = admission.admit(command, self.policy, tuple(self._world.records.values()), room,
+                                       Endorsements(self._world.lists, now.wall))
+            self._trusted(admitted.specs, now)
+        except Problem as problem:
+            found += reasons(problem)
+        if found:
+            raise Problems(found)
+        return admitted
 
     def _trusted(self, specs: Sequence[VmSpec], now: Now) -> None:
         """Nothing starts, or starts anew, from an image that is not trusted: Problems, each reason once."""
@@ -257,7 +278,7 @@ class Intake:
         chosen = verbs.select(command, tuple(self._world.records.values()))
         authority.authorise(command, self.policy, chosen, ())
         if not VERBS[command.verb].changes:
-            return [], self._done(command, (), {"vms": self._seen(command.verb, chosen, now)}, now), ()
+            return [], self._done(command, (), self._questions.of_vms(command, chosen, now), now), ()
         if command.verb == "vm.snapshot":
             free_gib = disk_left_gib(self.policy, tuple(self._world.records.values()), room)
             snapshots.admit(command, self.policy, chosen, room.snapshots, free_gib)
@@ -273,15 +294,6 @@ class Intake:
         for before, record in after:
             changes += self._consequences.of_record(before, record, now)
         return changes, row, ids
-
-    def _seen(self, verb: str, chosen: Sequence[VmRecord], now: Now) -> List[Mapping[str, Any]]:
-        """What a verb that only looks is answered, VM by VM."""
-        if verb == "vm.snapshot.list":
-            return [{"vm": one.vm, "name": one.spec.name, "snapshots": snapshots.told(one)} for one in chosen]
-        return [events.vm_state(record, self._observed(record), now, self.policy) for record in chosen]
-
-    def _observed(self, record: VmRecord) -> Any:
-        return self._world.observed.get(record.vm) or unseen(record.vm)
 
     # -- rows
 

@@ -283,7 +283,7 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
     keepers.images.attend(said.announcer.changed)
     intake = Intake(world, store, _verifier(config, trust), said.room, consequences,
                     Limits(broker.max_command_kib * 1024, config.security.commands == "signed"), clock,
-                    reconciler.mark, said.announcer.snapshot_changes, said.announcer.changed, commands)
+                    reconciler.mark, said.announcer.snapshot_changes, said.announcer.changed, commands, said.questions)
     way = channel(config, reactor, clock, chance, store, intake, world)
     late.outbox = way.outbox
     queries = Queries(world, store, hypervisor, images, clock, lambda: consequences.policy,

@@ -24,6 +24,7 @@ from vmagent.imagecommands import ImageCommands
 from vmagent.kernelparts import Kernel
 from vmagent.lanes import Lanes
 from vmagent.offering import Offering
+from vmagent.questions import Questions
 from vmagent.world import World
 
 OVERHEAD = "memory_overhead_mib"  # the setting that holds what was learned
@@ -36,6 +37,7 @@ class Speakers:
 
     announcer: Announcer
     offering: Offering
+    questions: Questions
     room: Callable[[], Deferred[HostRoom]]
     capabilities: Callable[[], Mapping[str, Any]]
 
@@ -51,7 +53,8 @@ def speakers(
     offering = Offering(world, hypervisor, consequences, clock, room, _around(files, consequences))
     announcer = Announcer(world, store, hypervisor, consequences, clock, config.security.commands,
                           vmagent.__version__, lambda: _days_left(trust, clock), capabilities, commands.here)
-    return Speakers(announcer, offering, room, capabilities)
+    questions = Questions(world, consequences, offering, config.hypervisor.threads)
+    return Speakers(announcer, offering, questions, room, capabilities)
 
 
 def _capabilities(

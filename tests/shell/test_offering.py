@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any, List, Mapping
 
 from tests.shell.test_loop import started
+from tests.support import building
 from tests.support.site import Site, start_args
 from vmagent.core import schemas
+from vmagent.core.changes import PutSetting
 from vmagent.core.model import Phase
+from vmagent.core.policy import Authority
 from vmagent.offering import AGAIN_S
 
 
@@ -70,3 +73,63 @@ def test_with_libvirt_away_it_says_what_is_old(site: Site) -> None:
     data = published(site)[-1]
     assert [one["part"] for one in data["stale"]] == ["vms"]
     assert (data["vms"]["unknown"], data["vms"]["running"]) == (1, 0)
+
+
+# ---- capacity.query and dry runs
+
+
+def asked(site: Site, **args: Any) -> Mapping[str, Any]:
+    (reply,) = site.replies(site.send("capacity.query", {"flavour": "small", **args}))
+    assert reply["status"] == "done"
+    return dict(reply["result"])
+
+
+def test_a_query_is_answered_at_once_and_changes_nothing(site: Site) -> None:
+    vm = started(site)
+    before = site.world.records[vm]
+    answer = asked(site, count=500)
+    assert (answer["now"]["possible"], answer["enough"], answer["yours"]["holds"]["vms"]["running"]) == (15, False, 1)
+    assert answer["yours"]["vo"] == "vo.example"
+    assert site.world.records == {vm: before}
+
+
+def test_a_query_on_the_topic_to_every_host_is_taken(site: Site) -> None:
+    id = "00000000-0000-4000-8000-000000000001"
+    site.run(site.intake.frame(site.body("capacity.query", {"flavour": "small"}, id, target="*"), True))
+    assert site.replies(id)[0]["result"]["host"] == "wn017.site.example.org"
+
+
+def test_who_may_not_ask_is_refused(site: Site) -> None:
+    site.consequences.policy = building.policy(authority=(Authority(building.SIGNER, ("vm.*",)),))
+    (reply,) = site.replies(site.send("capacity.query", {"flavour": "small"}))
+    assert (reply["status"], reply["problem"]["type"]) == ("refused", "not-authorised")
+
+
+def tried(site: Site, **args: Any) -> List[str]:
+    (reply,) = site.replies(site.send("vm.start", start_args(dry_run=True, **args)))
+    problem = reply.get("problem")
+    return [] if problem is None else [one["type"] for one in (problem, *problem.get("also", ()))]
+
+
+def test_a_dry_run_tells_all_the_reasons_of_authority_and_admission_together(site: Site) -> None:
+    rows = (Authority(building.SIGNER, ("vm.start",), networks=("other",)),)
+    site.consequences.policy = building.policy(authority=rows)
+    site.run(site.world.transact(lambda: drained()))
+    assert tried(site) == ["not-authorised", "drained"]
+    assert tried(site, networks=[]) == ["drained"]
+    real = site.replies(site.send("vm.start", start_args()))[0]["problem"]
+    assert (real["type"], "also" in real) == ("not-authorised", False)
+
+
+async def drained() -> Any:
+    return (PutSetting("drained", True),), None
+
+
+def test_a_stranger_to_the_table_is_told_nothing_of_the_host(site: Site) -> None:
+    site.consequences.policy = building.policy(authority=(Authority("CN=somebody else", ("*",)),))
+    assert tried(site, image={"id": "no-such"}) == ["not-authorised"]
+
+
+def test_a_dry_run_that_would_be_taken_starts_nothing(site: Site) -> None:
+    assert tried(site) == []
+    assert site.world.records == {}

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Mapping, Tuple
 
 import pytest
 from twisted.internet.defer import TimeoutError, ensureDeferred
 from twisted.python.failure import Failure
 
+from tests.support import offered
 from tests.support.controlled import HOST, STATE, World, fired, host_state, site
-from vmagent.core import imageviews
+from tests.unit.test_inquiry import query
+from vmagent.core import imageviews, inquiry
 from vmagent.core.identity import vm_id
 from vmagent.core.imagemodel import ImageRecord, Kept
 from vmagent.errors import Problem
@@ -359,3 +362,56 @@ def test_a_terminal_gets_bars(world: World) -> None:
         shown.phase(V1, "running")
         shown.phase(V1, "stuck")
     assert V1 in out.getvalue() and "stuck" in out.getvalue()
+
+
+# -- room for VMs
+
+
+def room(host: str, possible: int, count: int = 5) -> Mapping[str, Any]:
+    """A real answer of a host with so many cores free."""
+    of = offered.here(room=offered.room(cores=possible))
+    of = dataclasses.replace(of, policy=dataclasses.replace(of.policy, host=host))
+    return inquiry.answer(query(count=count), of, 4)
+
+
+def test_one_host_says_what_it_has_room_for_and_why_not_more(world: World) -> None:
+    ran = Ran(world, "query-capacity", HOST, "--flavour", "small", "--count", "5", "--for", "2h")
+    (sent,) = world.commands()
+    assert (sent.verb, sent.args) == ("capacity.query", {"flavour": "small", "count": 5, "for_s": 7200})
+    world.reply(sent.id, "done", room(HOST, 3))
+    assert ran.code == 1
+    text = ran.out.getvalue()
+    assert "3 now, 3 then, 3 of them yours: not enough" in text
+    assert "why not more  no-capacity: cores: 1 needed, 0 free on this host" in text
+
+
+def test_all_hosts_are_asked_at_once_and_added_up(tmp_path: Path) -> None:
+    world = connected(tmp_path, hosts=["wn1", "wn2"])
+    ran = Ran(world, "query-capacity", "*", "--flavour", "small", "--count", "5", "--json")
+    (sent,) = world.commands()
+    assert sent.target == "*"
+    for host in ("wn1", "wn2"):
+        assert ran.going
+        world.reply(sent.id, "done", room(host, 3))
+    assert ran.code == 0
+    assert ran.json["possible"] == {"now": 6, "then": 6, "yours": 6}
+    assert (ran.json["enough"], ran.json["silent"]) == (True, [])
+
+
+def test_a_host_that_says_nothing_counts_for_nothing_and_is_named(tmp_path: Path) -> None:
+    world = connected(tmp_path, hosts=["wn1", "wn2"])
+    ran = Ran(world, "query-capacity", "*", "--flavour", "small", "--count", "2", "--timeout", "5s")
+    world.reply(world.commands()[0].id, "done", room("wn1", 3, 2))
+    world.clock.advance(5)
+    assert ran.code == 1
+    assert "no answer within 5 s: wn2" in ran.err.getvalue()
+    assert "3 now, 3 then, 3 of them yours: enough" in ran.out.getvalue()
+
+
+def test_the_one_host_that_is_asked_refuses(world: World) -> None:
+    ran = Ran(world, "query-capacity", HOST, "--flavour", "none")
+    problem = {"type": "not-authorised", "title": "t", "detail": "capacity.query refused"}
+    world.reply(world.commands()[0].id, "refused", problem=problem)
+    with pytest.raises(Problem) as caught:
+        assert ran.code
+    assert caught.value.type == "not-authorised"

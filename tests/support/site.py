@@ -31,6 +31,7 @@ from vmagent.intake import Intake, Limits
 from vmagent.local.feed import LiveFeed
 from vmagent.observer import Observer
 from vmagent.offering import Offering
+from vmagent.questions import Questions
 from vmagent.reconciler import Reconciler
 from vmagent.recovery import Recovery
 from vmagent.revoking import Revoker
@@ -104,7 +105,7 @@ class Site:
         self.offering = Offering(self.world, h, self.consequences, h, self._room, lambda: succeed(self.around))
         self.intake = Intake(self.world, self.store, Trusting(), self._room, self.consequences, Limits(262144, True), h,
                              self.reconciler.mark, self.announcer.snapshot_changes, self.announcer.changed,
-                             commands)
+                             commands, Questions(self.world, self.consequences, self.offering, 4))
         self.keeper.attend(self.announcer.changed)
         self.stored = self.wait(self.store.open(h.now()))
         self.world.load(self.stored)

@@ -23,7 +23,7 @@ MORE: Dict[str, Dict[str, Any]] = {
     "vm.extend": {"lifetime_s": 1}, "vm.limits": {"cpu_weight": 50}, "vm.snapshot": {"name": "s"},
     "vm.snapshot.delete": {"name": "s"}, "vm.snapshot.cancel": {"name": "s"},
     **dict.fromkeys(("image.revoke", "image.fetch", "image.evict", "image.pin", "image.unpin"), {"id": "tiny"}),
-    "vm.attach": {"volume": "data"}, "vm.detach": {"volume": "data"},
+    "capacity.query": {"flavour": "small"}, "vm.attach": {"volume": "data"}, "vm.detach": {"volume": "data"},
 }  # fmt: skip
 """What a verb needs beside a selector."""
 

@@ -11,8 +11,10 @@ import pytest
 
 from tests.support.building import WALL, now, observed, policy, ran, record
 from tests.support.offered import here
-from vmagent.core import capacity, events, schemas
+from tests.unit.test_inquiry import query
+from vmagent.core import capacity, events, inquiry, schemas
 from vmagent.core.changes import Epoch
+from vmagent.core.commands import Signer
 from vmagent.core.imagemodel import Fetching
 from vmagent.core.model import (
     CpuLimit,
@@ -214,6 +216,30 @@ def test_who_status_capacity_and_audit_are_readable() -> None:
     assert "large    4      8192  40   1    1       2      2      cores" in shown
     assert "public   0 and 1 without a limit" in shown and "no start was measured" in shown
     assert "vm.start" in run(FakeAgent(), "audit", "--subject", RUNS.vm)[1]
+
+
+@pytest.mark.parametrize(("count", "code"), [(7, 0), (8, 1)])
+def test_capacity_asks_how_many_can_start(count: int, code: int) -> None:
+    agent = FakeAgent()
+    answer = inquiry.answer(query(Signer("local:root"), count=count), here(RUNS), 4)
+    agent.reply = {"status": "done", "result": answer}
+    argv = ("capacity", "--flavour", "small", "--count", str(count), "--for", "2h", "--network", "public",
+            "--bandwidth-in", "10mbit", "--owner", "/CN=A")
+    found, text = run(agent, *argv)
+    assert found == code
+    assert agent.payload["args"] == {
+        "flavour": "small", "count": count, "for_s": 7200,
+        "networks": [{"type": "public", "bandwidth_in_kbit": 10000}]}  # fmt: skip
+    assert agent.payload["on_behalf_of"] == {"subject": "/CN=A", "fqan": ""}
+    assert "possible now    7" in text and "why not more  no-capacity: cores" in text
+    assert "no start was measured" in text and f"room for all    {'in 1h' if count == 8 else 'now'}\n" in text
+
+
+def test_a_refused_question_says_why() -> None:
+    agent = FakeAgent()
+    agent.reply = {"status": "refused", "problem": {"type": "schema", "title": "t", "detail": "at args: no"}}
+    code, text = run(agent, "capacity", "--cores", "2")
+    assert code == 3 and "at args: no" in text
 
 
 def test_empty_answers_are_said() -> None:

@@ -117,7 +117,7 @@ def test_every_verb_can_be_asked(verb: str) -> None:
     args: Dict[str, Any] = {"all": True} if VERBS[verb].selects else {}
     if verb == "vm.start":
         args = payload()["args"]
-    more = {"vm.extend": {"lifetime_s": 1}, "vm.limits": {"cpu_weight": 50}}
+    more = {"vm.extend": {"lifetime_s": 1}, "vm.limits": {"cpu_weight": 50}, "capacity.query": {"flavour": "small"}}
     if verb.startswith("image.") and VERBS[verb].changes:
         args["id"] = "tiny"
     args.update(more.get(verb, {}))

@@ -48,9 +48,9 @@ def authorise(command: Command, policy: Policy, members: Sequence[VmRecord], spe
     rows = [row for row in policy.authority if about(row, command.signer)]
     if not rows:
         raise _denied(command, [("", f"no row of this site's authority table names {command.signer.subject}")])
-    named = [row for row in rows if _any(command.verb, row.verbs)]
+    named = [row for row in rows if matches(command.verb, row.verbs)]
     if not named:
-        verbs = sorted({verb for verb in VERBS for row in rows if _any(verb, row.verbs)})
+        verbs = sorted({verb for verb in VERBS for row in rows if matches(verb, row.verbs)})
         raise _denied(command, [("schema", f"this signer may use {', '.join(verbs) or 'no verb'}")])
     if VERBS[command.verb].everybody:
         _one_row_grants(command, named, [_everybody_s(row) for row in named])
@@ -61,6 +61,18 @@ def authorise(command: Command, policy: Policy, members: Sequence[VmRecord], spe
         _each_member_granted(command, [row for row in named if not _extend_reasons(row, command)], members)
     if command.verb == "vm.limits":
         _new_limits_granted(command, named, policy, members)
+
+
+def known(signer: Signer, policy: Policy) -> bool:
+    """Whether the table says anything about this signer; a stranger is told nothing beside that."""
+    return signer.local or any(about(row, signer) for row in policy.authority)
+
+
+def starting(command: Command, policy: Policy) -> List[Authority]:
+    """The rows by which this signer may start VMs for this command's owner: what else they grant differs."""
+    owner = request.owner_of(command)
+    return [row for row in policy.authority
+            if about(row, command.signer) and matches("vm.start", row.verbs) and _speaks_for(row, owner)]
 
 
 def about(row: Authority, signer: Signer) -> bool:
@@ -78,7 +90,8 @@ def about(row: Authority, signer: Signer) -> bool:
         return False
 
 
-def _any(name: str, patterns: Sequence[str]) -> bool:
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether one of a row's shell-style patterns is about this name."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
@@ -113,17 +126,17 @@ def _start_reasons(row: Authority, command: Command, policy: Policy, specs: Sequ
     reasons += [
         (path, f"this signer may use the networks {', '.join(row.networks)}, not {name}")
         for name, path in networks.items()
-        if not _any(name, row.networks)
+        if not matches(name, row.networks)
     ]
     flavour = args.get("flavour", "")
-    if not _any(flavour, row.flavours):
+    if not matches(flavour, row.flavours):
         what = f"not {flavour}" if flavour else "not sizes of its own"
         reasons.append(("args.flavour", f"this signer may use the flavours {', '.join(row.flavours)}, {what}"))
     return reasons + _size_reasons(row, command, policy, specs)
 
 
 def _speaks_for(row: Authority, owner: Owner) -> bool:
-    return _any(owner.vo, row.vos) or (bool(owner.fqan) and _any(owner.fqan, row.vos))
+    return matches(owner.vo, row.vos) or (bool(owner.fqan) and matches(owner.fqan, row.vos))
 
 
 def _size_reasons(row: Authority, command: Command, policy: Policy, specs: Sequence[VmSpec]) -> List[_Why]:

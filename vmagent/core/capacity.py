@@ -82,7 +82,7 @@ def published(here: Here) -> Json:
     """The data of host.capacity, without the renderings that go with it."""
     policy, now = here.policy, here.now
     smallest = _smallest(policy, here.left)
-    reasons = _plain([*admission.host_problems({}, policy, here.room), *_lacking(smallest, here)])
+    reasons = plain([*admission.host_problems({}, policy, here.room), *_lacking(smallest, here)])
     return {
         "site": policy.site,
         "host": policy.host,
@@ -139,7 +139,7 @@ def _floor(free: Optional[int]) -> Optional[int]:
 def _flavour(name: str, flavour: Flavour, here: Here) -> Json:
     count, reasons = how_many({"flavour": name, "lifetime_s": 1}, here)
     return {"flavour": name, "cores": flavour.cores, "memory_mib": flavour.memory_mib, "disk_gib": flavour.disk_gib,
-            "possible": count, "reasons": _plain(reasons)}
+            "possible": count, "reasons": plain(reasons)}
 
 
 def how_many(args: Mapping[str, Any], here: Here) -> Tuple[int, List[Problem]]:
@@ -271,5 +271,5 @@ def _unsold(link: Optional[int], sold: Sequence[Optional[int]]) -> Optional[int]
     return None if link is None or len(limits) < len(sold) else max(0, link - sum(limits))
 
 
-def _plain(problems: Sequence[Problem]) -> List[Json]:
+def plain(problems: Sequence[Problem]) -> List[Json]:
     return [problem.as_json() for problem in problems[: admission.MOST_PROBLEMS]]

@@ -80,6 +80,8 @@ VERBS: Mapping[str, Verb] = {
         Verb("vm.snapshot.delete", "delete a snapshot of VMs: its layer goes into the one below", selects=True),
         Verb("vm.snapshot.cancel", "stop taking a snapshot of VMs, and undo it", selects=True),
         Verb("vm.query", "who runs what", selects=True, changes=False),
+        Verb("capacity.query", "how many such VMs can start here, now and later, and why not more", changes=False,
+             topic=True),
         Verb("image.list", "the images that this host knows, and whether they are trusted", changes=False),
         Verb("image.fetch", "have an image fetched into this host's cache"),
         Verb("image.evict", "remove an image's file from this host's cache", everybody=True),

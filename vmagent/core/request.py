@@ -207,7 +207,7 @@ def _time_problems(payload: Dict[str, Any], told: Set[str]) -> List[Problem]:
     problems: List[Problem] = []
     args = payload.get("args")
     times = {"issued_at": payload.get("issued_at"), "valid_until": payload.get("valid_until")}
-    times["args.until"] = args.get("until") if isinstance(args, dict) else None
+    times.update({f"args.{name}": args.get(name) for name in ("until", "from")} if isinstance(args, dict) else {})
     known = {path: _seconds(path, text, problems) for path, text in times.items()
              if isinstance(text, str) and path not in told}  # fmt: skip
     issued, until = known.get("issued_at"), known.get("valid_until")

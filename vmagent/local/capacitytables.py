@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, List, Mapping, Optional, Sequence
 
-from vmagent.core import duration, limitwords
+from vmagent.core import capacityasking, duration, limitwords
 from vmagent.local.tables import Screen
 
 Answer = Mapping[str, Any]
@@ -75,3 +75,24 @@ def _words(answer: Answer) -> List[Any]:
           for one in answer["devices"] or ()),
         ("believe it until", answer["valid_until"]),
     ]
+
+
+def answer(screen: Screen, result: Answer) -> None:
+    """`result` of capacity.query."""
+    asked, then, start, yours = result["asked"], result["then"], result["start_s"], result["yours"]
+    later = ", ".join(f"{one['possible']} in {duration.text(one['in_s'])}" for one in result["later"])
+    enough = result["enough_in_s"]
+    screen.pairs([
+        ("asked for", f"{asked['count']}" + (f" from {asked['from']}" if asked["from"] else "")),
+        ("possible now", str(result["now"]["possible"])),
+        ("possible then", str(then["possible"]) if asked["from"] else ""),
+        ("as leases end", later),
+        ("room for all", "not within six hours, as far as is certain" if enough is None else
+         "now" if enough == 0 else f"in {duration.text(enough)}"),
+        ("all run after", "unknown: no start was measured in the last day" if start["all"] is None else
+         f"{start['all']:g} s (one: {start['median']:g} s)"),
+        ("of these yours", "" if yours is None else f"{yours['possible']} for {yours['vo'] or yours['subject']}, "
+                                                    f"which holds {yours['holds']['vms']['total']} VMs"),
+    ])
+    for line in capacityasking.details(result):
+        screen.line(f"why not more  {line}", "yellow")

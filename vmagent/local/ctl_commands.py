@@ -10,10 +10,10 @@ import json
 from typing import Any, Callable, Dict, Mapping, Tuple
 
 from vmagent import givenfiles
-from vmagent.core import asking, imageasking
+from vmagent.core import asking, capacityasking, imageasking
 from vmagent.errors import Problem
 from vmagent.local import capacitytables, ctl_images, handles, limittables, protocol, tables
-from vmagent.local.ctl_session import Code, Session, command
+from vmagent.local.ctl_session import Code, Session, code_of, command, payload_of
 
 
 def _looker(verb: str, draw: Callable[[tables.Screen, Any], None]) -> Callable[[Session], int]:
@@ -51,6 +51,22 @@ def audit(session: Session) -> int:
     args = {"limit": session.said.limit, "subject": session.said.subject}
     session.show(session.client.ask("audit", args), tables.audit)
     return Code.OK
+
+
+def capacity(session: Session) -> int:
+    """With an option that describes VMs it asks how many of them can start: no exit code 0 unless there is room."""
+    said = session.said
+    if not capacityasking.asks(vars(said)):
+        session.show(session.client.ask("capacity"), capacitytables.capacity)
+        return Code.OK
+    args = capacityasking.query_args(vars(said), givenfiles.content)
+    owner = {"on_behalf_of": {"subject": said.owner, "fqan": said.fqan}} if said.owner else {}
+    reply = session.client.ask(protocol.COMMAND, payload_of(session, "capacity.query", args, **owner))
+    if reply["status"] != "done":
+        session.show(reply, tables.reply)
+        return code_of(reply)
+    session.show(reply["result"], capacitytables.answer)
+    return Code.OK if reply["result"]["enough"] else Code.NO
 
 
 def over(session: Session) -> int:
@@ -144,7 +160,7 @@ COMMANDS: Mapping[str, Callable[[Session], int]] = {
     "show": show,
     "who": _looker("who", tables.who),
     "status": _looker("status", tables.status),
-    "capacity": _looker("capacity", capacitytables.capacity),
+    "capacity": capacity,
     "events": events,
     "audit": audit,
     "images": ctl_images.images,

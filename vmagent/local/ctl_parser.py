@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any, Tuple
 
-from vmagent.core import asking, imageasking
+from vmagent.core import asking, capacityasking, imageasking
 
 DEFAULT_SOCKET = Path("/run/vmagent/vmagent.sock")
 DEFAULT_CONFIG = Path("/etc/vmagent/vmagent.yaml")
@@ -69,7 +69,7 @@ def _looking(subs: Any) -> None:
     show.add_argument("vm", metavar="VM")
     _add(subs, "who", "who runs what", "vmagentctl who")
     _add(subs, "status", "the agent and this host in short", "vmagentctl status")
-    _add(subs, "capacity", "what is promised and what is free", "vmagentctl capacity --json")
+    _capacity(subs)
     events = _add(subs, "events", "what happened lately", "vmagentctl events\n  vmagentctl events -f --json")
     events.add_argument("-f", "--follow", action="store_true", help="go on with new events until interrupted")
     events.add_argument("-n", "--limit", type=_count, default=50, metavar="N", help="past events to show (default 50)")
@@ -88,6 +88,14 @@ def _looking(subs: Any) -> None:
                 "vmagentctl over 3fa1c0de-...      # a VM id\n  vmagentctl over batch-4711         # a tag\n"
                 "  vmagentctl over 6f1c2f9e-... && echo gone   # the id of the start command")
     over.add_argument("handle", metavar="HANDLE", help="a VM id, a tag, or the id of the command that started it")
+
+
+def _capacity(subs: Any) -> None:
+    capacity = _add(subs, "capacity", "what is promised and what is free; or how many such VMs can start",
+                    "vmagentctl capacity --json\n  vmagentctl capacity --flavour small --count 50 --for 2h")
+    capacityasking.add_options(capacity)
+    capacity.add_argument("--owner", metavar="SUBJECT", help="for whom: a certificate subject")
+    capacity.add_argument("--fqan", default="", metavar="FQAN", help="for which VO; with --owner")
 
 
 def _cache(actions: Any) -> None:

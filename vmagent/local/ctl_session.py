@@ -46,7 +46,7 @@ class Session:
 def payload_of(session: Session, verb: str, args: Mapping[str, Any], **members: Any) -> Dict[str, Any]:
     """A command as the local socket takes it: target and times are left to the agent."""
     payload: Dict[str, Any] = {"schema": f"{verb}/1", "id": str(uuid.uuid4()), "args": dict(args), **members}
-    if session.said.reason:
+    if getattr(session.said, "reason", ""):
         payload["reason"] = session.said.reason
     return payload
 

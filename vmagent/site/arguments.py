@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any, Tuple
 
-from vmagent.core import asking, imageasking
+from vmagent.core import asking, capacityasking, imageasking
 from vmagent.site import accounts, appliance
 from vmagent.site.settings import DEFAULT_PATH
 
@@ -145,8 +145,20 @@ def _looking(subs: Any) -> None:
                "vmagent-site report\n  vmagent-site report wn1.example.org --json")
     sub.add_argument("host", nargs="?", metavar="HOST")
     _listen(sub)
+    _capacity(subs)
     _add(subs, "watch", "events of all hosts as they come, until interrupted",
          "vmagent-site watch\n  vmagent-site watch --json | jq .type")
+
+
+def _capacity(subs: Any) -> None:
+    sub = _add(subs, "query-capacity", "how many such VMs can start on a host, or on all, now and later; why not more",
+               "vmagent-site query-capacity wn1.example.org --flavour small --count 20 --for 2h\n"
+               "  vmagent-site query-capacity '*' --flavour small --count 500 --network public --json")
+    sub.add_argument("host", metavar="HOST", help="the host's name; * = every host")
+    capacityasking.add_options(sub)
+    sub.add_argument("--owner", metavar="SUBJECT", help="for whom: a certificate subject")
+    sub.add_argument("--fqan", default="", metavar="FQAN", help="for which VO; with --owner")
+    _listen(sub)
 
 
 def _listen(sub: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from vmagent.core import asking, imageasking
 from vmagent.core.model import Owner
 from vmagent.errors import Problem
-from vmagent.site import output
+from vmagent.site import inquiries, output
 from vmagent.site.arguments import ANSWER_S, WAIT_S
 from vmagent.site.controller import EVERY_HOST, Controller, Event
 from vmagent.site.handle import Handle, Reply
@@ -240,6 +240,21 @@ def _who_was_silent(run: Run, answered: Sequence[str], silent: Sequence[str]) ->
     return Code.OK if answered and not silent else Code.FAILED
 
 
+async def query_capacity(run: Run) -> int:
+    """Exit code 0 only when there is room for all that were asked for, and every host that is known has answered."""
+    said = run.said
+    answers = await inquiries.ask(run.controller, run.reactor, vars(said), run.hosts, said.timeout)
+    expected = run.hosts if said.host == EVERY_HOST else [said.host]
+    silent = sorted(set(expected) - set(answers))
+    total = inquiries.summed(answers, silent)
+    if said.json:
+        output.as_json(run.out, total)
+    else:
+        inquiries.show(run.out, total)
+    code = _who_was_silent(run, sorted(answers), silent)
+    return code if total["enough"] else Code.FAILED
+
+
 async def watch(run: Run) -> int:
     """Until interrupted.  Missing events and a link that is lost are told in the log, on standard error."""
 
@@ -274,5 +289,6 @@ COMMANDS: Mapping[str, Callable[[Run], Awaitable[int]]] = {
     "images": images,
     "list": listing,
     "report": report,
+    "query-capacity": query_capacity,
     "watch": watch,
 }
