@@ -149,6 +149,10 @@ class Observer:
         )
         return False
 
+    def plugged(self, spec: VmSpec) -> bool:
+        """Whether its interfaces are there and in their bridges: they can be shaped."""
+        return self._processes.plugged([interface.device for interface in spec.interfaces])
+
     def unseen(self) -> None:
         """The connection is gone: every age starts to grow, nothing is concluded."""
         self._missing_since.clear()

@@ -247,6 +247,9 @@ class Processes(Protocol):
     def present(self, devices: Sequence[str]) -> FrozenSet[str]:
         """Those of these interfaces that exist.  Quick, local."""
 
+    def plugged(self, devices: Sequence[str]) -> bool:
+        """Whether each of these interfaces is in a bridge.  Quick, local."""
+
     def halted(self, vms: Sequence[str]) -> FrozenSet[str]:
         """Those whose QEMU main thread is in state T or D right now."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any, Callable, Dict, Mapping, Optional, Protocol, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol, Sequence, Set, Tuple
 
 from twisted.internet.defer import Deferred
 
@@ -17,7 +17,7 @@ from vmagent import ports
 from vmagent.consequences import Consequences
 from vmagent.core import plan as planning
 from vmagent.core import proof
-from vmagent.core.actions import TABLE, Action, abreast
+from vmagent.core.actions import TABLE, Action, Do, abreast
 from vmagent.core.changes import Change
 from vmagent.core.ending import WAITS_FOR_ROOM, because
 from vmagent.core.model import Observed, Seen, VmRecord
@@ -28,7 +28,9 @@ from vmagent.observer import MISSING_APART_S, Observer
 from vmagent.world import World
 
 log = logging.getLogger("vmagent.reconciler")
+Failed = Tuple[Action, Fault]
 COMMIT_WAIT_S = 5.0  # past it a safe action goes ahead of its record (DESIGN 1.9)
+PLUGGED_LOOK_S = 0.005  # while an interface is waited for that is about to come
 OWED_LOOK_S = 5.0  # while a reply is owed, or an image is fetched for it, look at least this often
 READY_POLL_FIRST_S, READY_POLL_MOST_S = 1.0, 30.0
 STEPS_AT_ONCE = 64
@@ -200,8 +202,7 @@ class Reconciler:
     async def _act(self, action: Action, chain: Sequence[Action], observed: Observed) -> None:
         times = self._in_vain(action, observed)
         for row in abreast(chain):
-            under_way = [Deferred.fromCoroutine(self._perform(each)) for each in row]
-            failed = [fault for fault in [await one for one in under_way] if fault is not None]
+            failed = await self._row(row)
             for doing, fault in failed:
                 await self._failed(doing, fault)
             if failed:
@@ -212,7 +213,25 @@ class Reconciler:
         self._failures.pop(action.vm, None)
         self.mark(action.vm)
 
-    async def _perform(self, action: Action) -> Optional[Tuple[Action, Fault]]:
+    async def _row(self, row: Sequence[Action]) -> List[Failed]:
+        """All of these at the same time; those that failed."""
+        ended: List[Optional[Failed]] = []
+        under_way = [Deferred.fromCoroutine(self._beside(each, row, ended)) for each in row]
+        for one in under_way:
+            await one
+        return [failed for failed in ended if failed is not None]
+
+    async def _beside(self, action: Action, row: Sequence[Action], ended: List[Optional[Failed]]) -> None:
+        """What needs an interface waits for it while its guest is made; without a guest there will be none."""
+        waits = action is not row[0] and action.do is Do.SHAPE
+        while waits and not ended and not self._observer.plugged(action.spec):
+            pause: Deferred[None] = Deferred()
+            self._timer.callLater(PLUGGED_LOOK_S, pause.callback, None)
+            await pause
+        if not (waits and ended and ended[0]):
+            ended.append(await self._perform(action))
+
+    async def _perform(self, action: Action) -> Optional[Failed]:
         """None = it was done."""
         reach(f"before-{action.do.value}")
         try:

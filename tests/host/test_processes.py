@@ -13,6 +13,7 @@ import pytest
 
 from tests.support import building
 from tests.support.waiting import until
+from tests.support.wires import ip
 from vmagent.host.processes import ProcProcesses
 from vmagent.host.room import facts
 
@@ -102,6 +103,21 @@ def test_interfaces_are_left_over_while_one_of_them_exists() -> None:
     processes = ProcProcesses()
     assert processes.leftovers(VM, ["va2222222222222", "lo"]) == {"interface"}
     assert processes.leftovers(VM, ["va2222222222222"]) == frozenset()
+
+
+def test_an_interface_is_plugged_once_it_is_in_a_bridge() -> None:
+    """Of two ends of a wire, one in a bridge."""
+    processes, (one, other, bridge) = ProcProcesses(), ("zthplug0", "zthplug1", "zthplugbr")
+    assert not processes.plugged([one])
+    try:
+        ip("link", "add", one, "type", "veth", "peer", "name", other)
+        ip("link", "add", bridge, "type", "bridge")
+        assert not processes.plugged([one])
+        ip("link", "set", one, "master", bridge)
+        assert processes.plugged([one]) and not processes.plugged([one, other])
+    finally:
+        for device in (one, bridge):
+            subprocess.run(["ip", "link", "del", device], check=False, capture_output=True)
 
 
 class Table:

@@ -122,6 +122,29 @@ def test_one_hanging_effect_delays_nobody_else(site: Site) -> None:
     assert site.phase(well) is Phase.READY and site.host.hung
 
 
+def test_an_interface_is_shaped_while_its_guest_is_made(site: Site) -> None:
+    site.host.hang = {Do.START_PAUSED}
+    vm = vm_id(site.send("vm.start", start_args()), 0)
+    site.settle(lambda: bool(site.host.hung))
+    assert (vm, Do.SHAPE) not in site.host.done, "there is no interface yet"
+    (making,) = site.host.hung
+    site.host._performed(making[0])  # QEMU is there, and libvirt has not answered yet
+    site.settle(lambda: (vm, Do.SHAPE) in site.host.done)
+    assert (vm, Do.RESUME) not in site.host.done
+    making[1].callback(None)
+    site.settle(lambda: site.phase(vm) is Phase.READY)
+
+
+def test_without_a_guest_no_interface_is_waited_for(site: Site) -> None:
+    site.host.hang = {Do.START_PAUSED}
+    vm = vm_id(site.send("vm.start", start_args()), 0)
+    site.settle(lambda: bool(site.host.hung))
+    site.host.hang = set()
+    site.host.hung[0][1].errback(Fault(FaultKind.REFUSED, "no"))
+    site.settle(lambda: vm not in site.world.records)
+    assert (vm, Do.SHAPE) not in site.host.done
+
+
 def test_the_lease_ends_it_and_warns_before(site: Site) -> None:
     vm = started(site, lifetime_s=200)
     site.settle(lambda: vm not in site.world.records, 300)

@@ -24,6 +24,7 @@ from vmagent.core.model import DomainSeen, ForeignSeen, HostSeen, HypervisorInfo
 from vmagent.core.seed import seed_files
 from vmagent.core.snapshotmodel import is_file, layer_word
 from vmagent.errors import Fault, FaultKind
+from vmagent.observer import LIVE
 
 
 class FakeHost:
@@ -158,6 +159,10 @@ class FakeHost:
         shapers = {identity.shaper_name(i.device) for w in self.worlds.values() if "shaper" in w.left
                    for i in w.spec.interfaces}
         return frozenset(devices) & shapers
+
+    def plugged(self, devices: Sequence[str]) -> bool:
+        found = {i.device for w in self.worlds.values() if w.seen in LIVE for i in w.spec.interfaces}
+        return found.issuperset(devices)
 
     def halted(self, vms: Sequence[str]) -> FrozenSet[str]:
         return frozenset()

@@ -91,8 +91,10 @@ TABLE = {
 }
 
 
-_ABREAST = {(Do.APPLY_FIREWALL, Do.DEFINE)}
-"""What follows each other in a chain and does not need each other: both work on names, no device exists yet."""
+_ABREAST = {(Do.APPLY_FIREWALL, Do.DEFINE), (Do.START_PAUSED, Do.SHAPE)}
+"""What follows each other in a chain and need not wait for its end.  Rules and definition work on names, no device
+exists yet.  An interface can be shaped as soon as it is in its bridge (ports.Processes.plugged), long before its QEMU
+is up."""
 
 
 @dataclass(frozen=True)

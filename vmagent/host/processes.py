@@ -52,6 +52,10 @@ class ProcProcesses:
         """See ports.Processes."""
         return frozenset(device for device in devices if (self._net / device).exists())
 
+    def plugged(self, devices: Sequence[str]) -> bool:
+        """See ports.Processes."""
+        return all((self._net / device / "master").exists() for device in devices)
+
     def halted(self, vms: Sequence[str]) -> FrozenSet[str]:
         """See ports.Processes."""
         states = {vm: self._state(vm) for vm in vms}
