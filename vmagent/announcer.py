@@ -9,15 +9,16 @@ from __future__ import annotations
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from vmagent import ports
-from vmagent.consequences import Consequences, unseen
-from vmagent.core import codec, events, imageviews
+from vmagent.consequences import Consequences, phases, unseen
+from vmagent.core import codec, events, hostview, imageviews
 from vmagent.core.changes import Change, Publish
 from vmagent.core.commands import VERBS
 from vmagent.core.model import Now
 from vmagent.core.revocation import version
+from vmagent.offering import stale
 from vmagent.world import World
 
-CHANGING = ("at", "up_s")  # members of host.state that change by themselves
+CHANGING = ("at", "up_s", "valid_until")  # members of host.state that change by themselves
 
 
 class Announcer:
@@ -58,7 +59,10 @@ class Announcer:
             commands=[f"{verb}/1" for verb in VERBS], security=self._security, certificates=self._certificates(),
             capabilities=self._capabilities(), lists=self._world.lists,
         )
-        return {**state, "revocation_version": version(self._world.revocations)}
+        records = tuple(self._world.records.values())
+        more = hostview.served(info, self._consequences.policy, records, phases(self._world), now, self._world.drained,
+                               stale(info, now))
+        return {**state, **more, "revocation_version": version(self._world.revocations)}
 
     async def state(self) -> None:
         """Publish host.state."""

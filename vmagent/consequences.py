@@ -21,6 +21,11 @@ MILESTONES = {Do.DEFINE: "fetched", Do.START_PAUSED: "defined", Do.RESUME: "prov
 PHASES = {Phase.RUNNING: "resumed", Phase.READY: "ready"}
 
 
+def phases(world: World) -> Mapping[str, Phase]:
+    """The phase of every wish that is not closed, by VM id."""
+    return {vm: events.phase(record, world.observed.get(vm) or unseen(vm)) for vm, record in world.records.items()}
+
+
 def _timed(record: VmRecord, phase: Phase, action: Optional[Action], now: Now) -> VmRecord:
     """Stamp the first time each milestone of a start is passed, in ms since the acceptance."""
     passed = {MILESTONES.get(each.do) for each in action.chain} if action else set()

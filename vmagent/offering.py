@@ -11,10 +11,10 @@ from typing import Any, Callable, Dict, Mapping, Sequence, Tuple
 from twisted.internet.defer import Deferred
 
 from vmagent import ports
-from vmagent.consequences import Consequences, unseen
+from vmagent.consequences import Consequences, phases
 from vmagent.core import capacity, codec, events
 from vmagent.core.changes import Change, Publish
-from vmagent.core.model import Now
+from vmagent.core.model import HypervisorInfo, Now
 from vmagent.core.room import HostRoom
 from vmagent.world import World
 
@@ -52,9 +52,8 @@ class Offering:
         room, around = await self._room(), await self._around()
         world, now = self._world, self._clock.now()
         records = tuple(world.records.values())
-        phases = {r.vm: events.phase(r, world.observed.get(r.vm) or unseen(r.vm)) for r in records}
-        return capacity.Here(self._consequences.policy, records, tuple(world.recent.values()), phases, room, around,
-                             now, stale(self._hypervisor, now))
+        return capacity.Here(self._consequences.policy, records, tuple(world.recent.values()), phases(world), room,
+                             around, now, stale(self._hypervisor.info(), now))
 
     async def view(self) -> Dict[str, Any]:
         """The data of host.capacity."""
@@ -76,9 +75,8 @@ class Offering:
         self._told, self._told_at = _digest(data), now.at
 
 
-def stale(hypervisor: ports.Hypervisor, now: Now) -> Sequence[Mapping[str, Any]]:
+def stale(info: HypervisorInfo, now: Now) -> Sequence[Mapping[str, Any]]:
     """Parts of what is told of this host that are older than the telling: {part, since, why}."""
-    info = hypervisor.info()
     return () if info.connected else ({"part": "vms", "since": events.ago(info.since, now), "why": info.why},)
 
 

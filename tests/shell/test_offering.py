@@ -133,3 +133,28 @@ def test_a_stranger_to_the_table_is_told_nothing_of_the_host(site: Site) -> None
 def test_a_dry_run_that_would_be_taken_starts_nothing(site: Site) -> None:
     assert tried(site) == []
     assert site.world.records == {}
+
+
+# ---- host.state
+
+
+def states(site: Site) -> List[Mapping[str, Any]]:
+    found = [row.data for row in site.rows() if row.type == "org.vmagent.host.state"]
+    for data in found:
+        schemas.check("event.host.state", data)
+    return found
+
+
+def test_host_state_says_whether_vms_start_here_and_time_alone_is_no_news(site: Site) -> None:
+    site.run(site.announcer.state())
+    vm = started(site)
+    site.run(site.announcer.changed())
+    site.run(site.announcer.changed())
+    assert [one["vms"]["running"] for one in states(site)] == [0, 1]
+    site.send("host.drain", {})
+    assert states(site)[-1]["serving"]["state"] == "draining"
+    site.host.away = True
+    site.reconciler.mark_all()
+    site.settle(lambda: site.phase(vm) is Phase.UNKNOWN)
+    site.run(site.announcer.changed())
+    assert (states(site)[-1]["vms"]["unknown"], states(site)[-1]["stale"][0]["part"]) == (1, "vms")

@@ -16,7 +16,7 @@ from tests.support.building import WALL, now, observed, policy, ran, record
 from tests.support.certificates import NOW_S, authority
 from tests.support.fake_link import FakeLink, Sent
 from vmagent.broker.link import Frame
-from vmagent.core import events, limitviews, request, schemas
+from vmagent.core import events, hostview, limitviews, request, schemas
 from vmagent.core.changes import Epoch, OutboxRow
 from vmagent.core.commands import Command, Signer
 from vmagent.core.model import FirewallInfo, HypervisorInfo, ShaperInfo
@@ -48,7 +48,7 @@ def host_state(host: str, **changes: Any) -> Mapping[str, Any]:
         capabilities=limitviews.capabilities(
             info, FirewallInfo("sets", ""), ShaperInfo("tbf", ""), None, SnapshotRules()), lists={},
     )
-    return {**data, **changes}
+    return {**data, **hostview.served(info, policy(host=host), (), {}, now(), False, ()), **changes}
 
 
 class World:

@@ -14,7 +14,7 @@ import pytest
 import vmagent
 from tests.support import building as b
 from tests.support import imagelists
-from vmagent.core import events, limitviews, schemas
+from vmagent.core import events, hostview, limitviews, schemas
 from vmagent.core.alarms import ALARMS
 from vmagent.core.changes import Epoch, OutboxRow
 from vmagent.core.commands import VERBS
@@ -252,7 +252,8 @@ def members(**kw: Any) -> Dict[str, Any]:
 
 
 def host(**kw: Any) -> Dict[str, Any]:
-    return events.host_state(INFO, b.policy(), b.now(), **members(**kw))
+    more = hostview.served(INFO, b.policy(), (), {}, b.now(), False, ())
+    return {**events.host_state(INFO, b.policy(), b.now(), **members(**kw)), **more}
 
 
 def test_host_state_fits_its_schema_and_tells_no_paths_of_the_store() -> None:
@@ -271,7 +272,7 @@ def test_the_trust_in_images_is_published_without_places_or_tokens() -> None:
     sources = tuple(ListSource(name, url="https://x/?token=secret", endorsers=("/CN=a",)) for name in names)
     policy = b.policy(trust=TrustPolicy("deny", sources, (Endorser("/CN=b", "deny", maximum_age_s=3600),)))
     held = VerifiedList(lst, b.WALL, "/CN=a", "certificate-revoked", "its issuer has revoked it")
-    data = events.host_state(INFO, policy, b.now(), **members(lists={lst.identifier: held}))
+    data = {**host(), **events.host_state(INFO, policy, b.now(), **members(lists={lst.identifier: held}))}
     schemas.check("event.host.state", data)
     told = data["image_trust"]
     assert told["unendorsed"] == "deny" and "token" not in json.dumps(data)

@@ -157,10 +157,21 @@ def test_capabilities_say_what_this_host_can_enforce(of: HypervisorInfo, cpu_cap
     tracking, shaper = FirewallInfo("sets", "no bridge conntrack"), ShaperInfo("", "no tbf")
     told = limitviews.capabilities(of, tracking, shaper, None, SnapshotRules(True))
     assert told == {
-        "start": True, "emulated": False, "cpu_cap": cpu_cap, "cgroup": None, "disk_io": True,
+        "start": True, "emulated": False, "cpu_cap": cpu_cap, "cgroup": None, "disk_io": True, "live_disks": True,
         "bandwidth": {"qdisc": "", "why": "no tbf"},
         "firewall": {"tracking": "sets", "why": "no bridge conntrack"},
-        "snapshots": {"allowed": True, "kinds": [], "revert": False},
+        "snapshots": {"allowed": True, "kinds": [], "quiesce": False, "revert": False},
     }  # fmt: skip
     known = schemas.schema("event.host.state")["properties"]["capabilities"]["required"]
     assert set(told) == set(known)
+
+
+def test_guests_are_frozen_for_a_snapshot_where_one_of_a_disk_is_allowed_and_an_agent_can_be_reached() -> None:
+    def quiesce(of: HypervisorInfo, allowed: bool = True) -> bool:
+        told = limitviews.capabilities(of, FirewallInfo("sets", ""), ShaperInfo("", ""), 2, SnapshotRules(allowed))
+        return bool(told["snapshots"]["quiesce"])
+
+    assert quiesce(info(snapshots=("disk", "full")))
+    assert not quiesce(info(snapshots=("disk",)), allowed=False)
+    assert not quiesce(info(snapshots=("full",)))
+    assert not quiesce(info(driver="Xen", domain_type="xen", snapshots=("disk",)))

@@ -96,7 +96,7 @@ def published(here: Here) -> Json:
         "flavours": [_flavour(name, flavour, here) for name, flavour in sorted(policy.flavours.items())],
         "largest": largest(here),
         "instance": _instance(here),
-        "full": bool(_lacking(smallest, here)),
+        "full": bool(reasons),
         "reasons": reasons,
         "later": [_later(here, in_s) for in_s in LATER_S],
         "kernel": {"descriptors_free": _floor(here.left.descriptors), "tasks_free": _floor(here.left.tasks)},

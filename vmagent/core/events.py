@@ -299,7 +299,6 @@ def host_state(
         "security": security,
         "certificates": [{"file": file, "days_left": days} for file, days in sorted(certificates.items())],
         "capabilities": codec.plain(capabilities),
-        "networks": [{"type": n.name, "addressing": n.addressing} for _, n in sorted(policy.networks.items())],
         "flavours": sorted(policy.flavours),
         "volumes": _volumes(policy),
         "image_trust": trustview.published(policy.trust, lists),

@@ -141,17 +141,20 @@ def capabilities(
 ) -> Json:
     """`capabilities` of host.state: what this host can enforce.  cgroup: 1 | 2 | None = not known."""
     profile = drivers.of_driver(info.driver)
+    quiet = profile is not None and profile.paravirtual_devices  # the guest agent's channel is one
     return {
         "start": info.startable,
         "emulated": info.domain_type == "qemu",
         "cpu_cap": profile.cpu_cap if profile is not None and info.cpu_caps else "none",
         "cgroup": cgroup,
         "disk_io": info.disk_io,
+        "live_disks": info.live_disks,
         "bandwidth": {"qdisc": shaper.qdisc, "why": shaper.why},
         "firewall": {"tracking": firewall.tracking, "why": firewall.why},
         "snapshots": {
             "allowed": snapshots.allowed,
             "kinds": list(info.snapshots),
+            "quiesce": quiet and snapshots.allowed and "disk" in info.snapshots,
             "revert": snapshots.allowed and snapshots.revert == "allow" and "disk" in info.snapshots,
         },
     }
