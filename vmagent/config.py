@@ -136,6 +136,7 @@ class TelemetrySettings:
 
     fine_s: float  # by what the kernel counts
     coarse_s: float  # by what only the QEMU monitor tells
+    period_s: float  # told once in this
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from vmagent.hypervisor.adapter import Libvirt
 from vmagent.lanes import Lanes
 from vmagent.metering import TwoHalves
 from vmagent.sampling import Listener, Sampler
+from vmagent.telemetry import Telemetry
 from vmagent.world import World
 
 
@@ -22,6 +23,7 @@ class Measuring:
 
     meter: ports.Meter
     sampler: Sampler
+    telemetry: Telemetry
 
 
 def measuring(
@@ -32,6 +34,7 @@ def measuring(
     settings = config.telemetry
     meter = TwoHalves(HostMeter(processes, reactor.seconds), hypervisor.statistics, lanes.run)
     sampler = Sampler(world, meter, firewall, clock, settings.fine_s, settings.coarse_s)
-    for listener in listeners:
+    telemetry = Telemetry(world, lambda: hypervisor.info().cores, clock, settings.fine_s, settings.period_s)
+    for listener in (*listeners, telemetry.take):
         sampler.attend(listener)
-    return Measuring(meter, sampler)
+    return Measuring(meter, sampler, telemetry)

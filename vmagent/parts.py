@@ -288,7 +288,7 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
     late.outbox = way.outbox
     queries = Queries(world, store, hypervisor, images, clock, lambda: consequences.policy,
                       lambda: dataclasses.asdict(way.link.state()), said.capabilities,
-                      kernel.firewall.counters, commands, said.offering)
+                      kernel.firewall.counters, commands, said.offering, measured.telemetry.view)
     local = LocalServer(config.socket, reactor,
                         lambda payload, signer: Deferred.fromCoroutine(intake.local(payload, signer)),
                         queries.table(), feed, clock, policy.host)

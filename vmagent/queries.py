@@ -19,6 +19,7 @@ from vmagent.errors import Fault, Problem
 from vmagent.imagecommands import ImageCommands
 from vmagent.local import views
 from vmagent.offering import Offering
+from vmagent.render import cloudwatch
 from vmagent.world import World
 
 Args = Mapping[str, Any]
@@ -42,6 +43,7 @@ class Queries:
         counters: Callable[[], Deferred[Mapping[str, NicCounters]]],
         catalogue: ImageCommands,
         offering: Offering,
+        telemetry: Callable[[], Mapping[str, Any]],
     ) -> None:
         self._world = world
         self._store = store
@@ -54,6 +56,7 @@ class Queries:
         self._counters = counters
         self._catalogue = catalogue
         self._offering = offering
+        self._measured = telemetry  # -> Telemetry.view
 
     def table(self) -> Dict[str, Callable[[Args], Deferred[Any]]]:
         """verb -> callable(args) -> Deferred of plain JSON."""
@@ -61,7 +64,7 @@ class Queries:
             "list": self._list, "show": self._show, "who": self._who, "over": self._over, "audit": self._audit,
             "drain_check": self._drain_check, "status": self._status, "capacity": self._capacity,
             "doctor": self._doctor, "limits": self._limits, "images": self._list_images,
-            "downloads": self._downloads,
+            "downloads": self._downloads, "telemetry": self._telemetry,
         }
         return {verb: _deferred(query) for verb, query in queries.items()}
 
@@ -101,6 +104,18 @@ class Queries:
         """What is being fetched, how far, for whom."""
         records, pending = self._world.records, self._world.pending
         return imageviews.downloads(self._images.downloads(), records, pending, self._now())
+
+    async def _telemetry(self, args: Args) -> Any:
+        """args: `vm` (default: all), `as`: "cloudwatch" for its names and units (default: as host.telemetry)."""
+        told = self._measured()
+        if "vm" in args:
+            vm = self._meant(args).vm
+            told = {**told, "vms": [one for one in told["vms"] if one["vm"] == vm]}
+        if args.get("as") is None:
+            return told
+        if args["as"] != "cloudwatch":
+            raise Problem("schema", "cloudwatch is the only other form", path="args.as")
+        return {"metrics": cloudwatch.metrics(told)}
 
     def _newest(self, vm: str) -> Mapping[str, Observed]:
         """The last look at this VM with the last at its network, which is looked at more often."""

@@ -557,6 +557,7 @@ def test_a_default_reply_may_write_the_site_out(tmp_path: Path) -> None:
     assert configfile.read(file).policy.default_reply == "/queue/vmagent.EXAMPLE.replies"
 
 
-def test_a_coarse_reading_is_not_more_frequent_than_a_fine_one(tmp_path: Path) -> None:
-    (problem,) = problems(main_file(tmp_path, "telemetry: {fine_s: 30, coarse_s: 20}\n"))
-    assert problem.fields["path"] == "telemetry.coarse_s" and "30 or more" in str(problem.fields["accepted"])
+@pytest.mark.parametrize("text, path", [("fine_s: 30, coarse_s: 20", "coarse_s"), ("period_s: 30", "period_s")])
+def test_what_holds_others_is_not_shorter_than_they_are(tmp_path: Path, text: str, path: str) -> None:
+    (problem,) = problems(main_file(tmp_path, f"telemetry: {{{text}}}\n"))
+    assert problem.fields["path"] == f"telemetry.{path}" and "0 or more" in str(problem.fields["accepted"])

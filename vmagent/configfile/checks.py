@@ -207,11 +207,12 @@ def volumes(values: Values) -> Iterator[Complaint]:
 
 
 def telemetry(values: Values) -> Iterator[Complaint]:
-    """Fine turns drive the coarse ones."""
+    """Fine turns drive the coarse ones, and a period without any of them would tell nothing."""
     settings = values["telemetry"]
-    if settings["coarse_s"] < settings["fine_s"]:
-        detail = f"{settings['coarse_s']:g} is less than fine_s"
-        yield Complaint(("telemetry", "coarse_s"), detail, f"{settings['fine_s']:g} or more")
+    for shorter, longer in (("fine_s", "coarse_s"), ("coarse_s", "period_s")):
+        if settings[longer] < settings[shorter]:
+            detail = f"{settings[longer]:g} is less than {shorter}"
+            yield Complaint(("telemetry", longer), detail, f"{settings[shorter]:g} or more")
 
 
 CHECKS: Tuple[Tuple[Tuple[Tuple[str, ...], ...], Check], ...] = (

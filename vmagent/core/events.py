@@ -35,6 +35,7 @@ TYPES: Mapping[str, int] = {
     "host.state": 1,
     "host.snapshot": 1,
     "host.capacity": 1,
+    "host.telemetry": 1,
     "security.alert": 1,
     "image.state": 1,
     "stream.gap": 1,

@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Mapping, Tuple
 from vmagent import givenfiles
 from vmagent.core import asking, capacityasking, imageasking
 from vmagent.errors import Problem
-from vmagent.local import capacitytables, ctl_images, handles, limittables, protocol, tables
+from vmagent.local import capacitytables, ctl_images, handles, limittables, protocol, tables, telemetrytables
 from vmagent.local.ctl_session import Code, Session, code_of, command, payload_of
 
 
@@ -75,6 +75,13 @@ def over(session: Session) -> int:
     if answer["over"]:
         return Code.OK
     return Code.UNKNOWN if answer["unknown"] else Code.NO
+
+
+def telemetry(session: Session) -> int:
+    said = session.said
+    args = {**({"vm": said.vm} if said.vm else {}), **({"as": "cloudwatch"} if said.cloudwatch else {})}
+    session.show(session.client.ask("telemetry", args), telemetrytables.telemetry)
+    return Code.OK
 
 
 # -- commands
@@ -161,6 +168,7 @@ COMMANDS: Mapping[str, Callable[[Session], int]] = {
     "who": _looker("who", tables.who),
     "status": _looker("status", tables.status),
     "capacity": capacity,
+    "telemetry": telemetry,
     "events": events,
     "audit": audit,
     "images": ctl_images.images,

@@ -70,6 +70,7 @@ def _looking(subs: Any) -> None:
     _add(subs, "who", "who runs what", "vmagentctl who")
     _add(subs, "status", "the agent and this host in short", "vmagentctl status")
     _capacity(subs)
+    _telemetry(subs)
     events = _add(subs, "events", "what happened lately", "vmagentctl events\n  vmagentctl events -f --json")
     events.add_argument("-f", "--follow", action="store_true", help="go on with new events until interrupted")
     events.add_argument("-n", "--limit", type=_count, default=50, metavar="N", help="past events to show (default 50)")
@@ -96,6 +97,13 @@ def _capacity(subs: Any) -> None:
     capacityasking.add_options(capacity)
     capacity.add_argument("--owner", metavar="SUBJECT", help="for whom: a certificate subject")
     capacity.add_argument("--fqan", default="", metavar="FQAN", help="for which VO; with --owner")
+
+
+def _telemetry(subs: Any) -> None:
+    told = _add(subs, "telemetry", "what the host and its VMs used in the last period: averages and peaks",
+                "vmagentctl telemetry\n  vmagentctl telemetry 3fa1 --json\n  vmagentctl telemetry --cloudwatch --json")
+    told.add_argument("vm", nargs="?", metavar="VM", help="this one alone")
+    told.add_argument("--cloudwatch", action="store_true", help="under CloudWatch's names and units")
 
 
 def _cache(actions: Any) -> None:
