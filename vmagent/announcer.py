@@ -6,7 +6,8 @@ something can start anew from it.  It is published at start, on request (host.re
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+import logging
+from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from vmagent import ports
 from vmagent.consequences import Consequences, phases, unseen
@@ -15,9 +16,11 @@ from vmagent.core.changes import Change, Publish
 from vmagent.core.commands import VERBS
 from vmagent.core.model import Now
 from vmagent.core.revocation import version
+from vmagent.errors import Fault
 from vmagent.offering import stale
 from vmagent.world import World
 
+log = logging.getLogger("vmagent.announcer")
 CHANGING = ("at", "up_s", "valid_until")  # members of host.state that change by themselves
 
 
@@ -37,6 +40,7 @@ class Announcer:
         capabilities: Callable[[], Mapping[str, Any]],
         images: Callable[[Now], Sequence[Mapping[str, Any]]],
     ) -> None:
+        self.capacity: Callable[[], Awaitable[Optional[Mapping[str, Any]]]] = _unknown
         self._world = world
         self._store = store
         self._hypervisor = hypervisor
@@ -101,14 +105,26 @@ class Announcer:
         images = self._images(now)
         self._images_told = _digests(images)
         data = events.host_snapshot(self.host(now), states, self._world.foreign, sequences, self._world.epoch, now,
-                                    images)
+                                    images, await self._capacity())
         return [Publish("events", "org.vmagent.host.snapshot", "host", now.wall, data)]
+
+    async def _capacity(self) -> Optional[Mapping[str, Any]]:
+        """None while the free disk cannot be read: the rest of the truth is told all the same."""
+        try:
+            return await self.capacity()
+        except Fault as fault:
+            log.warning("what is free here is not known: %s", fault)
+            return None
 
     async def _publish(self, changes: Sequence[Change]) -> None:
         async def decide() -> Tuple[Sequence[Change], None]:
             return changes, None
 
         await self._world.transact(decide)
+
+
+async def _unknown() -> None:
+    """Until somebody is there who knows what is free."""
 
 
 def _digest(data: Mapping[str, Any]) -> str:

@@ -19,14 +19,15 @@ from vmagent.core.room import HostRoom
 from vmagent.world import World
 
 AGAIN_S = 120.0  # the same again after this long, well within its validity
-CHANGING = ("at", "valid_until", "later", "starts", "kernel")
+CHANGING = ("at", "valid_until", "later", "starts", "kernel", "glue")
 """Members that change by themselves, or with every start: alone they are no news."""
 
 
 class Offering:
     """Reckons and publishes.
 
-    room, around: what admission starts from, and what lies around the guests.
+    room, around: what admission starts from, and what lies around the guests; glue: (host.capacity, now) -> this
+    host's share of its site's GLUE document.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Offering:
         clock: ports.Clock,
         room: Callable[[], Deferred[HostRoom]],
         around: Callable[[], Deferred[capacity.Around]],
+        glue: Callable[[Mapping[str, Any], Now], Mapping[str, Any]],
     ) -> None:
         self._world = world
         self._hypervisor = hypervisor
@@ -44,6 +46,7 @@ class Offering:
         self._clock = clock
         self._room = room
         self._around = around
+        self._glue = glue
         self._told = ""
         self._told_at = 0.0
 
@@ -57,7 +60,9 @@ class Offering:
 
     async def view(self) -> Dict[str, Any]:
         """The data of host.capacity."""
-        return capacity.published(await self.here())
+        here = await self.here()
+        data = capacity.published(here)
+        return {**data, "glue": dict(self._glue(data, here.now))}
 
     async def changed(self) -> None:
         """Publish if it says something new, or the last is not young any more."""

@@ -64,7 +64,7 @@ class Queries:
             "list": self._list, "show": self._show, "who": self._who, "over": self._over, "audit": self._audit,
             "drain_check": self._drain_check, "status": self._status, "capacity": self._capacity,
             "doctor": self._doctor, "limits": self._limits, "images": self._list_images,
-            "downloads": self._downloads, "telemetry": self._telemetry,
+            "downloads": self._downloads, "telemetry": self._telemetry, "glue": self._glue,
         }
         return {verb: _deferred(query) for verb, query in queries.items()}
 
@@ -157,6 +157,10 @@ class Queries:
     async def _capacity(self, args: Args) -> Any:
         """The data of host.capacity, reckoned now."""
         return await self._offering.view()
+
+    async def _glue(self, args: Args) -> Any:
+        """This host's share of its site's GLUE document, reckoned now."""
+        return (await self._offering.view())["glue"]
 
     async def _doctor(self, args: Args) -> Any:
         """What only the running daemon knows."""

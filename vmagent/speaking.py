@@ -25,6 +25,7 @@ from vmagent.kernelparts import Kernel
 from vmagent.lanes import Lanes
 from vmagent.offering import Offering
 from vmagent.questions import Questions
+from vmagent.render import glue
 from vmagent.world import World
 
 OVERHEAD = "memory_overhead_mib"  # the setting that holds what was learned
@@ -50,9 +51,12 @@ def speakers(
     """Built, silent yet."""
     room = _room(hypervisor, images, kernel, world, consequences)
     capabilities = _capabilities(hypervisor, kernel, consequences)
-    offering = Offering(world, hypervisor, consequences, clock, room, _around(files, consequences))
     announcer = Announcer(world, store, hypervisor, consequences, clock, config.security.commands,
                           vmagent.__version__, lambda: _days_left(trust, clock), capabilities, commands.here)
+    url = config.broker.urls[0]
+    offering = Offering(world, hypervisor, consequences, clock, room, _around(files, consequences),
+                        lambda data, now: glue.share(announcer.host(now), data, commands.here(now), url))
+    announcer.capacity = offering.view
     questions = Questions(world, consequences, offering, config.hypervisor.threads)
     return Speakers(announcer, offering, questions, room, capabilities)
 

@@ -11,6 +11,7 @@ from vmagent.core import schemas
 from vmagent.core.changes import PutSetting
 from vmagent.core.model import Phase
 from vmagent.core.policy import Authority
+from vmagent.errors import Fault, FaultKind
 from vmagent.offering import AGAIN_S
 
 
@@ -158,3 +159,28 @@ def test_host_state_says_whether_vms_start_here_and_time_alone_is_no_news(site: 
     site.settle(lambda: site.phase(vm) is Phase.UNKNOWN)
     site.run(site.announcer.changed())
     assert (states(site)[-1]["vms"]["unknown"], states(site)[-1]["stale"][0]["part"]) == (1, "vms")
+
+
+# ---- what goes with it
+
+
+def test_the_share_of_glue_travels_in_host_capacity_and_with_it_in_the_snapshot(site: Site) -> None:
+    started(site)
+    changed(site)
+    (service,) = published(site)[-1]["glue"]["CloudComputingService"]
+    assert (service["RunningVM"], service["OtherInfo"]["Hosts"]) == (1, ["wn017.site.example.org"])
+    site.send("host.report", {})
+    snapshot = [row.data for row in site.rows() if row.type == "org.vmagent.host.snapshot"][-1]
+    schemas.check("event.host.snapshot", snapshot)
+    assert snapshot["capacity"]["glue"]["CloudComputingService"] == [service]
+
+
+def test_a_disk_that_cannot_be_read_hides_nothing_else_in_the_snapshot(site: Site) -> None:
+    async def blind() -> Any:
+        raise Fault(FaultKind.UNKNOWN, "the disk does not answer")
+
+    site.announcer.capacity = blind
+    site.run(site.announcer.snapshot())
+    snapshot = [row.data for row in site.rows() if row.type == "org.vmagent.host.snapshot"][-1]
+    schemas.check("event.host.snapshot", snapshot)
+    assert snapshot["capacity"] is None and snapshot["host"]["alive"]

@@ -39,7 +39,7 @@ class Ran:
         said = parser().parse_args(argv)
         if said.verb == "start":
             said.args = appliance.start_args(said, {}, self.err.write)
-        run = Run(said, world.controller, world.clock, world.site.hosts, self.out, self.err)
+        run = Run(said, world.controller, world.clock, world.site.hosts, self.out, self.err, world.wall_s)
         self._got: List[Any] = []
         ensureDeferred(COMMANDS[said.verb](run)).addBoth(self._got.append)  # type: ignore[arg-type]
 

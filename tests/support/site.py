@@ -34,6 +34,7 @@ from vmagent.offering import Offering
 from vmagent.questions import Questions
 from vmagent.reconciler import Reconciler
 from vmagent.recovery import Recovery
+from vmagent.render import glue
 from vmagent.revoking import Revoker
 from vmagent.snapshotting import Snapshotting
 from vmagent.store.store import SqliteStore
@@ -41,6 +42,7 @@ from vmagent.sweeping import Sweeper
 from vmagent.world import World
 
 MOST_TURNS = 3000
+URL = "stomp+ssl://broker.example.org:61614"
 
 
 class NoOutbox:
@@ -102,7 +104,9 @@ class Site:
             self.world, self.store, h, self.consequences, h, "signed", "0", dict,
             lambda: limitviews.capabilities(h.info(), h.firewall.info(), h.shaper.info(), 2,
                                             self.consequences.policy.snapshots), commands.here)
-        self.offering = Offering(self.world, h, self.consequences, h, self._room, lambda: succeed(self.around))
+        self.offering = Offering(self.world, h, self.consequences, h, self._room, lambda: succeed(self.around),
+                                 lambda data, now: glue.share(self.announcer.host(now), data, commands.here(now), URL))
+        self.announcer.capacity = self.offering.view
         self.intake = Intake(self.world, self.store, Trusting(), self._room, self.consequences, Limits(262144, True), h,
                              self.reconciler.mark, self.announcer.snapshot_changes, self.announcer.changed,
                              commands, Questions(self.world, self.consequences, self.offering, 4))

@@ -235,6 +235,11 @@ def test_capacity_asks_how_many_can_start(count: int, code: int) -> None:
     assert "no start was measured" in text and f"room for all    {'in 1h' if count == 8 else 'now'}\n" in text
 
 
+def test_the_share_of_glue_is_json_for_programs() -> None:
+    for more in ((), ("--json",)):
+        assert json.loads(run(FakeAgent(glue={"Share": [{"ID": "x"}]}), "glue", *more)[1]) == {"Share": [{"ID": "x"}]}
+
+
 def test_a_refused_question_says_why() -> None:
     agent = FakeAgent()
     agent.reply = {"status": "refused", "problem": {"type": "schema", "title": "t", "detail": "at args: no"}}

@@ -319,15 +319,17 @@ def host_snapshot(
     epoch: Epoch,
     now: Now,
     images: Sequence[Mapping[str, Any]] = (),
+    capacity: Optional[Mapping[str, Any]] = None,
 ) -> Dict[str, Any]:
-    """The `data` of host.snapshot: host.state, every vm.state and image.state, and the last sequence of each stream
-    before this."""
+    """The `data` of host.snapshot: host.state, every vm.state and image.state, host.capacity (None = it cannot be told
+    now), and the last sequence of each stream before this."""
     return {
         "at": now.wall,
         "host": dict(host),
         "vms": [dict(state) for state in states],
         "foreign": [codec.plain(f) for f in foreign],
         "images": [dict(image) for image in images],
+        "capacity": None if capacity is None else dict(capacity),
         "epoch": epoch.id,
         "epochnumber": epoch.number,
         "sequences": dict(sorted(sequences.items())),

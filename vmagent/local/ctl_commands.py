@@ -69,6 +69,12 @@ def capacity(session: Session) -> int:
     return Code.OK if reply["result"]["enough"] else Code.NO
 
 
+def glue(session: Session) -> int:
+    """JSON whatever was asked for: it is made for programs."""
+    session.out.write(json.dumps(session.client.ask("glue"), indent=2) + "\n")
+    return Code.OK
+
+
 def over(session: Session) -> int:
     answer = session.client.ask("over", {"handle": session.said.handle})
     session.show(answer, tables.over)
@@ -169,6 +175,7 @@ COMMANDS: Mapping[str, Callable[[Session], int]] = {
     "status": _looker("status", tables.status),
     "capacity": capacity,
     "telemetry": telemetry,
+    "glue": glue,
     "events": events,
     "audit": audit,
     "images": ctl_images.images,

@@ -71,6 +71,7 @@ def _looking(subs: Any) -> None:
     _add(subs, "status", "the agent and this host in short", "vmagentctl status")
     _capacity(subs)
     _telemetry(subs)
+    _add(subs, "glue", "this host's share of its site's GLUE 2.1 document, in JSON", "vmagentctl glue > share.json")
     events = _add(subs, "events", "what happened lately", "vmagentctl events\n  vmagentctl events -f --json")
     events.add_argument("-f", "--follow", action="store_true", help="go on with new events until interrupted")
     events.add_argument("-n", "--limit", type=_count, default=50, metavar="N", help="past events to show (default 50)")

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, TimeoutError, ensureDeferred
 from twisted.python.failure import Failure
 
 from vmagent.errors import Fault, Problem
-from vmagent.site import appliance, collected, output, pki
+from vmagent.site import appliance, collected, gluing, output, pki
 from vmagent.site.arguments import parser
 from vmagent.site.commands import COMMANDS, Code, Run
 from vmagent.site.controller import Controller
@@ -34,6 +34,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         if said.verb == "pki":
             return _pki(said)
+        if said.verb == "glue" and said.files:
+            whole = gluing.write(said, gluing.from_files(said.files), (), time.time(), sys.stdout, _tell)
+            return Code.OK if whole else Code.FAILED
         site = load(said.config)
         if said.verb in READERS and getattr(said, "collected", True):
             return _read(said, site)
@@ -127,7 +130,7 @@ async def _run(said: argparse.Namespace, site: Site, clock: Any) -> int:
         except TimeoutError:
             sys.stderr.write(f"vmagent-site: no link to {', '.join(site.broker.urls)}: {controller.link.why}\n")
             return Code.SILENT
-        return await COMMANDS[said.verb](Run(said, controller, clock, site.hosts, sys.stdout, sys.stderr))
+        return await COMMANDS[said.verb](Run(said, controller, clock, site.hosts, sys.stdout, sys.stderr, time.time))
     finally:
         closed = controller.close()
         closed.addTimeout(GOODBYE_S, clock)

@@ -146,6 +146,7 @@ def _looking(subs: Any) -> None:
     sub.add_argument("host", nargs="?", metavar="HOST")
     _listen(sub)
     _capacity(subs)
+    _glue(subs)
     _add(subs, "watch", "events of all hosts as they come, until interrupted",
          "vmagent-site watch\n  vmagent-site watch --json | jq .type")
 
@@ -159,6 +160,20 @@ def _capacity(subs: Any) -> None:
     sub.add_argument("--owner", metavar="SUBJECT", help="for whom: a certificate subject")
     sub.add_argument("--fqan", default="", metavar="FQAN", help="for which VO; with --owner")
     _listen(sub)
+
+
+def _glue(subs: Any) -> None:
+    sub = _add(subs, "glue", "the site's GLUE 2.1 document, made from the shares of its hosts",
+               "vmagent-site glue --gocdb-id 12345G0\n  vmagent-site glue --collected > site.json\n"
+               "  vmagent-site glue wn1.json wn2.json --url https://cloud.example.org/")
+    sub.add_argument("files", nargs="*", metavar="FILE", help="shares as `vmagentctl glue` prints them; asks nobody")
+    sub.add_argument("--gocdb-id", metavar="ID", help="the service's id in the grid's registry")
+    sub.add_argument("--url", metavar="URL", help="the endpoint's, instead of the hosts' broker")
+    sub.add_argument("--status-url", metavar="URL", help="where people see the site's status")
+    sub.add_argument("--aup", metavar="URL", help="the acceptable use policy")
+    sub.add_argument("--collected", action="store_true", help="from the collector's database; asks nobody")
+    _listen(sub)
+    _database(sub)
 
 
 def _listen(sub: argparse.ArgumentParser) -> None:

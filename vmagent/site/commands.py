@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from vmagent.core import asking, imageasking
 from vmagent.core.model import Owner
 from vmagent.errors import Problem
-from vmagent.site import inquiries, output
+from vmagent.site import gluing, inquiries, output
 from vmagent.site.arguments import ANSWER_S, WAIT_S
 from vmagent.site.controller import EVERY_HOST, Controller, Event
 from vmagent.site.handle import Handle, Reply
@@ -47,6 +47,7 @@ class Run:
     hosts: Sequence[str]  # those that should answer; () = not known
     out: TextIO
     err: TextIO
+    wall_s: Callable[[], float]  # the wall clock, seconds since 1970
 
     def within(self, waiting: Deferred[Any], seconds: float) -> Deferred[Any]:
         """The same, failing with twisted's TimeoutError."""
@@ -255,6 +256,24 @@ async def query_capacity(run: Run) -> int:
     return code if total["enough"] else Code.FAILED
 
 
+async def glue(run: Run) -> int:
+    """The site's GLUE document, of every host that answers now."""
+    shares: gluing.Shares = {}
+
+    def heard(event: Event) -> None:
+        share = gluing.share_of(event["data"]) if event["type"] == "org.vmagent.host.snapshot" else None
+        if share is not None:
+            shares[str(event["source"]).rsplit("/", 1)[-1]] = share
+
+    forget = run.controller.watch(heard)
+    try:
+        answered, silent = await _reports(run, EVERY_HOST)
+    finally:
+        forget()
+    whole = gluing.write(run.said, shares, [*answered, *silent], run.wall_s(), run.out, run.tell)
+    return Code.OK if whole else Code.FAILED
+
+
 async def watch(run: Run) -> int:
     """Until interrupted.  Missing events and a link that is lost are told in the log, on standard error."""
 
@@ -289,6 +308,7 @@ COMMANDS: Mapping[str, Callable[[Run], Awaitable[int]]] = {
     "images": images,
     "list": listing,
     "report": report,
+    "glue": glue,
     "query-capacity": query_capacity,
     "watch": watch,
 }

@@ -12,7 +12,7 @@ from typing import Any, Callable, List, Mapping, Sequence, TextIO
 
 from vmagent.core import columns, duration, walltime
 from vmagent.errors import Problem
-from vmagent.site import accounts, output, shelf, stock
+from vmagent.site import accounts, gluing, output, shelf, stock
 from vmagent.site.commands import Code
 from vmagent.site.database import Database
 
@@ -174,8 +174,17 @@ def _stock(name: str, one: Json, told: str) -> List[str]:
     return [name, str(one["vms"]), pair("cores"), pair("memory_mib", 1024), pair("disk_gib"), told]
 
 
+def glue(run: Reading) -> int:
+    """The site's GLUE document, of what the collector has."""
+    told = shelf.latest(run.database, "host.capacity")
+    shares = {one.host: one.data["glue"] for one in told if one.data.get("glue")}
+    whole = gluing.write(run.said, shares, run.hosts, run.wall_s(), run.out, run.tell)
+    return Code.OK if whole else Code.FAILED
+
+
 READERS: Mapping[str, Callable[[Reading], int]] = {
     "list": listing,
     "usage": usage,
     "capacity": capacity,
+    "glue": glue,
 }
