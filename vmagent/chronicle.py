@@ -88,7 +88,11 @@ class Feeds:
     """Several readers of what is committed."""
 
     def __init__(self, *feeds: ports.Feed) -> None:
-        self._feeds = feeds
+        self._feeds = list(feeds)
+
+    def add(self, feed: ports.Feed) -> None:
+        """One more, which is built later than who publishes."""
+        self._feeds.append(feed)
 
     def publish(self, changes: Sequence[Change]) -> None:
         for feed in self._feeds:

@@ -109,6 +109,7 @@ class Daemon:
         self._tell_epoch(stored)
         await parts.recovery.restored()
         await parts.recovery.recall()
+        await parts.keepers.accountant.start(stored.accounts)
         await parts.images.start()
         await parts.endorse()
         await parts.keepers.revoker.look()

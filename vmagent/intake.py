@@ -65,7 +65,7 @@ class Intake:
         limits: Limits,
         clock: ports.Clock,
         mark: Callable[[str], None],
-        snapshot: Callable[[Now], Awaitable[List[Change]]],
+        report: Callable[[Mapping[str, Any], Now], Awaitable[List[Change]]],
         host_changed: Callable[[], Awaitable[None]],
         images: ImageCommands,
         questions: Questions,
@@ -78,7 +78,7 @@ class Intake:
         self._limits = limits
         self._clock = clock
         self._mark = mark
-        self._snapshot = snapshot
+        self._report = report  # -> what host.report publishes
         self._host_changed = host_changed
         self._images = images
         self._questions = questions
@@ -217,7 +217,9 @@ class Intake:
         if command.verb == CAPACITY:
             return [], self._done(command, (), self._questions.of_capacity(command, room), now), ()
         if command.verb == "host.report":
-            return await self._snapshot(now), self._done(command, (), {}, now), ()
+            told = await self._report(command.args, now)
+            result = {"periods": len(told)} if "usage" in command.args else {}
+            return told, self._done(command, (), result, now), ()
         drained = command.verb == "host.drain"
         changes: List[Change] = [PutSetting("drained", True if drained else None)]
         return changes, self._done(command, (), {"drained": drained}, now), ()

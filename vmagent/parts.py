@@ -14,8 +14,10 @@ from typing import Any, Callable, Coroutine, Mapping, Optional, Sequence, Tuple
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from vmagent import imageparts, kernelparts, meterparts, ports
+from vmagent import bookparts, imageparts, kernelparts, meterparts, ports
+from vmagent.accounting import Accountant, CountedFirewall
 from vmagent.announcer import Announcer
+from vmagent.bookparts import reporting
 from vmagent.broker.signing import Unsigned, Verifier
 from vmagent.broker.trust import TrustStore
 from vmagent.channel import Channel, channel
@@ -70,6 +72,7 @@ class Keepers:
     snapshotting: Snapshotting
     revoker: Revoker
     images: ImageKeeper
+    accountant: Accountant
 
 
 @dataclass
@@ -146,7 +149,8 @@ class Parts:
         """What is looked after once a minute, each by itself: what fails holds up nothing else."""
         keepers = self.keepers
         for look in (self._files, self._network_again, lambda: keepers.holder.hold(whole=True), keepers.revoker.look,
-                     keepers.images.work, keepers.sweeper.sweep, keepers.watchman.count, self._learn,
+                     keepers.images.work, keepers.sweeper.sweep, keepers.watchman.count,
+                     keepers.accountant.minute, self._learn,
                      self.intake.minute, self.announcer.changed):
             try:
                 await look()
@@ -193,7 +197,7 @@ class Parts:
 
     async def prune(self) -> None:
         """Once a day: what is past its time is forgotten."""
-        await self.store.prune(self.clock.now())
+        await self.store.prune(self.clock.now(), self.consequences.policy.accounting.keep_days)
 
     def adopt_policy(self, policy: Policy) -> None:
         """SIGHUP: everything that reads the policy reads this one from now on."""
@@ -216,6 +220,7 @@ class Parts:
         self.channel.outbox.stop()
         await self.channel.link.stop()
         await self.hypervisor.stop()
+        await self.keepers.accountant.stop()
         self.kernel.shaper.close()
         await self.store.close()
         for lanes in self.lanes.values():
@@ -266,14 +271,17 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
     hypervisor = Libvirt(config.hypervisor, policy.instance, _paths(images), reactor, kernel.processes.halted,
                          chance.random)
     late, feed = _LateOutbox(), LiveFeed()
-    world = World(store, late, Feeds(feed, Chronicle()))
+    feeds = Feeds(feed, Chronicle())
+    world = World(store, late, feeds)
     consequences = Consequences(world, policy)
-    observer, snapshotting, reconciler = _loop(world, hypervisor, images, kernel, consequences, clock, reactor)
+    books = bookparts.books(world, feeds, store, kernel, consequences, clock, reactor)
+    observer, snapshotting, reconciler = _loop(world, hypervisor, images, kernel, consequences, clock, reactor,
+                                               books.accountant)
     recovery = Recovery(world, store, observer, reconciler, consequences, clock)
     keepers = _keepers(world, kernel, hypervisor, images, observer, reconciler, consequences, clock, reactor,
-                       snapshotting)
+                       snapshotting, books.accountant)
     measured = meterparts.measuring(config, world, hypervisor, kernel.processes, kernel.firewall, clock, reactor,
-                                    lanes["meter"], [keepers.watchman.take])
+                                    lanes["meter"], [keepers.watchman.take, books.accountant.take])
     imageparts.heard(reconciler.mark, keepers.images.news, snapshotting.attend, images.tell)
     commands = ImageCommands(world, consequences, keepers.revoker, keepers.images)
     trust = TrustStore(config.security)
@@ -282,13 +290,13 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
                     commands)
     keepers.images.attend(said.announcer.changed)
     intake = Intake(world, store, _verifier(config, trust), said.room, consequences,
-                    Limits(broker.max_command_kib * 1024, config.security.commands == "signed"), clock,
-                    reconciler.mark, said.announcer.snapshot_changes, said.announcer.changed, commands, said.questions)
+                    _limits(config), clock, reconciler.mark, reporting(said.announcer, books.usage),
+                    said.announcer.changed, commands, said.questions)
     way = channel(config, reactor, clock, chance, store, intake, world)
     late.outbox = way.outbox
     queries = Queries(world, store, hypervisor, images, clock, lambda: consequences.policy,
                       lambda: dataclasses.asdict(way.link.state()), said.capabilities,
-                      kernel.firewall.counters, commands, said.offering, measured.telemetry.view)
+                      kernel.firewall.counters, commands, said.offering, measured.telemetry.view, books.usage)
     local = LocalServer(config.socket, reactor,
                         lambda payload, signer: Deferred.fromCoroutine(intake.local(payload, signer)),
                         queries.table(), feed, clock, policy.host)
@@ -298,12 +306,13 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
 
 def _loop(
     world: World, hypervisor: Libvirt, images: LocalImages, kernel: Kernel, consequences: Consequences,
-    clock: ports.Clock, reactor: Any,
+    clock: ports.Clock, reactor: Any, accountant: Accountant,
 ) -> Tuple[Observer, Snapshotting, Reconciler]:
     """Who looks, who has long jobs under way, and the loop over both."""
     observer = Observer(world, hypervisor, images, kernel.firewall, kernel.shaper, kernel.cgroups, kernel.processes,
                         clock)
-    performers = {"hypervisor": hypervisor, "images": images, "firewall": kernel.firewall, "shaper": kernel.shaper,
+    firewall = CountedFirewall(kernel.firewall, accountant.last)
+    performers = {"hypervisor": hypervisor, "images": images, "firewall": firewall, "shaper": kernel.shaper,
                   "cgroups": kernel.cgroups}
     snapshotting = Snapshotting(world, hypervisor.jobs, images, consequences, clock, reactor)
     return observer, snapshotting, Reconciler(world, observer, performers, consequences, clock, reactor,
@@ -313,6 +322,7 @@ def _loop(
 def _keepers(
     world: World, kernel: Kernel, hypervisor: Libvirt, images: LocalImages, observer: Observer,
     reconciler: Reconciler, consequences: Consequences, clock: ports.Clock, reactor: Any, snapshotting: Snapshotting,
+    accountant: Accountant,
 ) -> Keepers:
     return Keepers(
         Holder(world, observer, kernel.firewall, kernel.shaper, kernel.cgroups, reconciler, consequences, clock),
@@ -321,11 +331,16 @@ def _keepers(
         snapshotting,
         Revoker(world, consequences, reconciler.mark, clock, reactor, _begin),
         ImageKeeper(world, consequences, images, clock, reactor, _begin),
+        accountant,
     )
 
 
 def _paths(images: LocalImages) -> Callable[[VmSpec], Paths]:
     return lambda spec: Paths(*images.paths(spec.vm), str(images.golden(spec)), images.sources(spec))
+
+
+def _limits(config: Config) -> Limits:
+    return Limits(config.broker.max_command_kib * 1024, config.security.commands == "signed")
 
 
 def _verifier(config: Config, trust: TrustStore) -> ports.Verifier:

@@ -6,6 +6,7 @@ Layer 4: it knows the views of `local/` and the parts that hold the truth; it de
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any, Awaitable, Callable, Dict, List, Mapping, Sequence
 
 from twisted.internet.defer import Deferred
@@ -20,10 +21,12 @@ from vmagent.imagecommands import ImageCommands
 from vmagent.local import views
 from vmagent.offering import Offering
 from vmagent.render import cloudwatch
+from vmagent.usagereport import UsageReport
 from vmagent.world import World
 
 Args = Mapping[str, Any]
 MOST_AUDIT = 10_000
+_WHOLE_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _NOT_COUNTED: Mapping[str, NicCounters] = {}
 
 
@@ -44,6 +47,7 @@ class Queries:
         catalogue: ImageCommands,
         offering: Offering,
         telemetry: Callable[[], Mapping[str, Any]],
+        usage: UsageReport,
     ) -> None:
         self._world = world
         self._store = store
@@ -57,6 +61,7 @@ class Queries:
         self._catalogue = catalogue
         self._offering = offering
         self._measured = telemetry  # -> Telemetry.view
+        self._usage = usage
 
     def table(self) -> Dict[str, Callable[[Args], Deferred[Any]]]:
         """verb -> callable(args) -> Deferred of plain JSON."""
@@ -65,6 +70,7 @@ class Queries:
             "drain_check": self._drain_check, "status": self._status, "capacity": self._capacity,
             "doctor": self._doctor, "limits": self._limits, "images": self._list_images,
             "downloads": self._downloads, "telemetry": self._telemetry, "glue": self._glue,
+            "usage": self._used,
         }
         return {verb: _deferred(query) for verb, query in queries.items()}
 
@@ -94,6 +100,12 @@ class Queries:
         except Fault as fault:
             why = str(fault)
         return views.limits(record, self._newest(record.vm), self._now(), counters, why)
+
+    async def _used(self, args: Args) -> Any:
+        """args: `vm` (as above, or the whole id of one long ended; default all), `since`, `until` (moment.py)."""
+        vm = str(args.get("vm") or "")
+        whole = _WHOLE_ID.fullmatch(vm) is not None
+        return await self._usage.view(vm if whole or not vm else self._meant(args).vm, args, self._now())
 
     async def _list_images(self, args: Args) -> Any:
         """What image.list answers, and VM by VM who runs on what."""

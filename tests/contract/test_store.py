@@ -30,7 +30,7 @@ from vmagent.core.changes import (
 from vmagent.core.context import Context
 from vmagent.core.imagemodel import Revocation
 from vmagent.core.model import Now, Reason
-from vmagent.core.usagemodel import UNKNOWN, Account, Benchmark, Footprint, Known, Use
+from vmagent.core.usagemodel import UNKNOWN, Account, Benchmark, Footprint, Kind, Known, Use
 from vmagent.errors import Fault, FaultKind
 from vmagent.store.store import SqliteStore
 
@@ -304,7 +304,7 @@ def used(vm: str, period: int, from_wall: str, to_wall: str, **data: Any) -> Put
 
 
 def test_accounts_come_back_whole_until_they_are_dropped(opened: Opened) -> None:
-    adopted = account(2, known=UNKNOWN, footprint=Footprint(0, 0, 1))
+    adopted = account(2, known=UNKNOWN, footprint=Footprint(0, 0, 1), kind=Kind.DISK)
     opened.commit(PutAccount(account()), PutAccount(adopted))
     assert opened.again().accounts == (account(), adopted)
     opened.commit(PutAccount(account(until_ms=99)), DropAccount(adopted.segment), DropAccount("never there"))

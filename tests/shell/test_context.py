@@ -77,7 +77,7 @@ def test_made_anew_it_gets_the_same_again_as_another_instance(sites: List[Site])
 
 def told(site: Site, id: str) -> str:
     """Everything that anybody could read of a command, beside the store's own row."""
-    feed: Any = site.world._feed
+    feed = site.feed
     row = site.wait(site.store.command(id))
     tags = [world.tag for world in site.host.worlds.values()]
     records = [*site.world.records.values(), *site.world.recent.values()]

@@ -28,7 +28,7 @@ from vmagent.errors import Fault, FaultKind
 def started(site: Site, **kw: Any) -> str:
     id = site.send("vm.start", start_args(**kw))
     vm = vm_id(id, 0)
-    site.settle(lambda: site.phase(vm) is Phase.READY)
+    site.settle(lambda: site.phase(vm) is Phase.READY and site.world.records[vm].phase == "ready")  # and stored
     return vm
 
 

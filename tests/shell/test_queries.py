@@ -29,7 +29,7 @@ class FixedClock:
 def limits(world: World, counters: Counters, vm: str = "worker") -> Dict[str, Any]:
     nobody: Any = None
     queries = Queries(world, nobody, nobody, nobody, FixedClock(), b.policy, dict, dict, counters, nobody, nobody,
-                      dict)
+                      dict, nobody)
     answer: Dict[str, Any] = fired(queries.table()["limits"]({"vm": vm}))
     return answer
 
@@ -53,7 +53,7 @@ def test_downloads_are_told_as_they_are_now(world: World) -> None:
     images.fetch("c", ImageRef("far", "cd" * 64, "raw", "https://a/b", 200))
     images.progress["cd" * 64] = 50
     queries = Queries(world, nobody, nobody, images, FixedClock(), b.policy, dict, dict, counted, nobody,
-                      nobody, dict).table()
+                      nobody, dict, nobody).table()
     (told,) = fired(queries["downloads"]({}))["downloads"]
     assert (told["percent"], told["step"], told["for"]) == (25, "fetching", [])
 

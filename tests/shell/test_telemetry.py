@@ -48,7 +48,7 @@ class Rig:
         self.world.observed[RUNS.vm] = b.observed()
         self.telemetry = Telemetry(self.world, lambda: 4, self, 10.0, 60.0)
         self.queries = Queries(self.world, nobody, nobody, nobody, self, b.policy, dict, dict, nobody, nobody, nobody,
-                               self.telemetry.view).table()
+                               self.telemetry.view, nobody).table()
 
     def now(self) -> Any:
         return b.now(self.at)

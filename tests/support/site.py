@@ -13,7 +13,10 @@ from twisted.internet.defer import Deferred, succeed
 from tests.support import building
 from tests.support.host import FakeHost
 from tests.support.lanes import HandTurned, lane
+from vmagent.accounting import Accountant, CountedFirewall
 from vmagent.announcer import Announcer
+from vmagent.bookparts import reporting
+from vmagent.chronicle import Feeds
 from vmagent.consequences import Consequences
 from vmagent.core import dn, events, limitviews, request
 from vmagent.core.capacity import Around
@@ -39,6 +42,7 @@ from vmagent.revoking import Revoker
 from vmagent.snapshotting import Snapshotting
 from vmagent.store.store import SqliteStore
 from vmagent.sweeping import Sweeper
+from vmagent.usagereport import UsageReport
 from vmagent.world import World
 
 MOST_TURNS = 3000
@@ -83,11 +87,18 @@ class Site:
         self.store = store or SqliteStore(folder / "vmagent.db", self.lane, 10_000, 2**24)
         self.host.contexts = self.store.context
         policy = policy or building.policy()
-        self.world = World(self.store, NoOutbox(), LiveFeed())
+        self.feed = LiveFeed()
+        feeds = Feeds(self.feed)
+        self.world = World(self.store, NoOutbox(), feeds)
         self.consequences = Consequences(self.world, policy)
         h = self.host
         self.observer = Observer(self.world, h, h, h.firewall, h.shaper, h.cgroups, h, h)
-        performers = {"hypervisor": h, "images": h, "firewall": h.firewall, "shaper": h.shaper, "cgroups": h.cgroups}
+        self.accountant = Accountant(self.world, self.store, h.firewall, h, self.reactor,
+                                     lambda: self.consequences.policy, lambda: (16, 65536))
+        feeds.add(self.accountant)
+        self.usage = UsageReport(self.world, self.store, self.accountant, lambda: self.consequences.policy)
+        firewall = CountedFirewall(h.firewall, self.accountant.last)
+        performers = {"hypervisor": h, "images": h, "firewall": firewall, "shaper": h.shaper, "cgroups": h.cgroups}
         self.snapshotting = Snapshotting(self.world, h.jobs, h, self.consequences, h, self.reactor)
         self.reconciler = Reconciler(self.world, self.observer, performers, self.consequences, h, self.reactor,
                                      self.snapshotting.wanted)
@@ -108,13 +119,14 @@ class Site:
                                  lambda data, now: glue.share(self.announcer.host(now), data, commands.here(now), URL))
         self.announcer.capacity = self.offering.view
         self.intake = Intake(self.world, self.store, Trusting(), self._room, self.consequences, Limits(262144, True), h,
-                             self.reconciler.mark, self.announcer.snapshot_changes, self.announcer.changed,
+                             self.reconciler.mark, reporting(self.announcer, self.usage), self.announcer.changed,
                              commands, Questions(self.world, self.consequences, self.offering, 4))
         self.keeper.attend(self.announcer.changed)
         self.stored = self.wait(self.store.open(h.now()))
         self.world.load(self.stored)
         self.run(self.recovery.restored())
         self.run(self.recovery.recall())
+        self.run(self.accountant.start(self.stored.accounts))
         self.run(self.revoker.look())
         self.run(self.keeper.work())
         self.run(self.recovery.resync())
@@ -151,6 +163,7 @@ class Site:
 
     def stop(self) -> None:
         self.reconciler.stop()
+        self.run(self.accountant.stop())
         self.snapshotting.stop()
         self.revoker.stop()
         self.keeper.stop()

@@ -23,11 +23,13 @@ LAYER3 = {"reconciler", "world", "consequences", "observer", "intake", "announce
           "metering", "sampling", "telemetry",
           "offering", "questions"}
 # From parts on: its wiring, cut for length.
-TOP = {"__main__", "daemon", "parts", "imageparts", "kernelparts", "meterparts", "channel", "speaking", "queries"}
+TOP = {"__main__", "daemon", "parts", "imageparts", "kernelparts", "meterparts", "bookparts", "channel", "speaking",
+       "queries"}
 
 MAY: Dict[str, Set[str]] = dict.fromkeys(LAYER0, LAYER0)
 MAY.update({part: LAYER0 | LAYER1 | {""} for part in LAYER1})
 MAY.update({part: LAYER0 | LAYER1 | {""} for part in LAYER2})
+LAYER3 |= {"accounting", "bookings", "usagereport"}
 MAY.update({part: LAYER0 | LAYER3 | {"ports", "crashpoint", "config", "log", ""} for part in LAYER3})
 MAY.update({part: LAYER0 | LAYER1 | LAYER2 | LAYER3 | TOP | {""} for part in TOP})
 MAY["render"] = LAYER0

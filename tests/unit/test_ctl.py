@@ -12,7 +12,7 @@ import pytest
 from tests.support.building import WALL, now, observed, policy, ran, record
 from tests.support.offered import here
 from tests.unit.test_inquiry import query
-from vmagent.core import capacity, events, inquiry, schemas
+from vmagent.core import capacity, events, inquiry, moment, schemas, usagemodel, usagesums
 from vmagent.core.changes import Epoch
 from vmagent.core.commands import Signer
 from vmagent.core.imagemodel import Fetching
@@ -451,3 +451,39 @@ def test_limits_can_be_drawn_on_a_terminal() -> None:
     out = Terminal()
     limittables.limits(tables.Screen(out), {"vms": [FakeAgent().answers["limits"]] * 2})
     assert "50 % of a core" in out.getvalue() and "SPOOFED" in out.getvalue()
+
+
+USED = {"wall_s": 3600.0, "suspended_s": 0.0, "core_s": 7200.0, "cpu_s": None, "memory_mib_s": 1.0, "disk_gib_s": 1.0,
+        "network": dict.fromkeys(usagemodel.NETWORK, 1024), "disk": None}
+PERIOD = {"vm": RUNS.vm, "name": "worker", "owner": {"subject": "/CN=U", "fqan": "", "vo": ""},
+          "segment": f"{RUNS.vm}/0/1", "incarnation": 0, "number": 1, "period": 1,
+          "from": WALL, "to": WALL, "status": "started", "final": False,
+          "used": USED, "tail_uncertain_s": 61.0, "vanished": ["cpu"]}
+
+
+def test_usage_is_shown_with_its_sums_and_its_gaps() -> None:
+    sums = usagesums.Sums()
+    sums.add(PERIOD)
+    sums.add({**PERIOD, "period": 2, "final": True, "used": {**USED, "cpu_s": 0.3, "network": None}})
+    answer = {"since": WALL, "until": None, "vms": sums.told(), "rows": [PERIOD], "left_out": 3, "open": [PERIOD]}
+    (total,) = answer["vms"]
+    assert total["used"]["cpu_s"] == 0.3 and total["used"]["core_s"] == 14400.0 and total["final"]
+    assert total["used"]["disk"] is None and total["used"]["network"]["in_local_bytes"] == 1024
+    code, out = run(FakeAgent(usage=answer), "usage", "worker", "--since", "6h")
+    assert code == 0 and "unknown" in out and "2 KiB" in out and "1m1s" in out and "3 later periods" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "wall"),
+    [("2026-11-19", "2026-11-19T00:00:00.000Z"), ("2026-11-19T08:30Z", "2026-11-19T08:30:00.000Z"),
+     ("2026-11-19T08:30:01.5Z", "2026-11-19T08:30:01.500Z"), ("36h", "2026-11-19T00:00:00.000Z")],
+)
+def test_times_are_days_minutes_instants_or_spans_back_from_now(text: str, wall: str) -> None:
+    assert moment.wall(text, WALL, "at") == wall
+
+
+@pytest.mark.parametrize("text", ["yesterday", "2026-13-01", "2026-11-19T08:30", "-1h", " "])
+def test_what_is_no_time_is_refused_with_what_would_be(text: str) -> None:
+    with pytest.raises(Problem) as caught:
+        moment.wall(text, WALL, "args.since")
+    assert caught.value.fields["path"] == "args.since" and "24h" in str(caught.value.fields["accepted"])

@@ -224,7 +224,8 @@ def paragraphs(text: str) -> Set[str]:
 
 
 def test_every_check_and_alarm_has_its_paragraph() -> None:
-    assert paragraphs(TROUBLE) == {check.id for check in CHECKS} | {*ALARMS, *events.HELD, *events.OF_IMAGES}
+    assert paragraphs(TROUBLE) == {check.id for check in CHECKS} | {
+        *ALARMS, *events.HELD, *events.OF_IMAGES, *events.OF_THE_HOST}
 
 
 def test_every_broker_profile_is_explained() -> None:

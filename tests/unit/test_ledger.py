@@ -36,11 +36,12 @@ def test_at_an_edge_it_follows_a_clock_that_was_set_forward_from_that_edge_on() 
 
 def test_it_is_never_set_back_but_says_how_far_the_clock_is_behind() -> None:
     turned, step = ledger().turned(NOON, at(2801.0, "2026-11-20T10:00:01.000Z"))
-    assert (turned, step) == (ledger(), -7_200_000)
+    assert (turned, step) == (dataclasses.replace(ledger(), edge_ms=NOON), -7_200_000)
 
 
 def test_what_two_readings_of_two_clocks_differ_by_is_no_step() -> None:
-    assert ledger().turned(NOON, at(2801.0, "2026-11-20T12:00:01.099Z")) == (ledger(), 0)
+    turned, step = ledger().turned(NOON, at(2801.0, "2026-11-20T12:00:01.099Z"))
+    assert (turned.time(2800.0), step) == (NOON, 0)
 
 
 def test_an_agent_s_restart_keeps_it_and_a_boot_begins_it_anew_not_before_what_was_booked() -> None:

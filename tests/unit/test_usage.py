@@ -20,6 +20,7 @@ from vmagent.core.usagemodel import (
     Benchmark,
     Closed,
     Footprint,
+    Kind,
     Measured,
 )
 
@@ -161,7 +162,7 @@ def test_another_footprint_is_the_next_segment_with_the_same_counters() -> None:
 
 def test_a_kept_disk_is_a_segment_without_cores_of_which_nothing_is_unknown() -> None:
     over = usage.ended(account(), NOON + 20_000, "finished")
-    kept = usage.disk_kept(over.account, over.account.until_ms)
+    kept = usage.afterwards(over.account, over.account.until_ms, Kind.DISK)
     kept = usage.taken(kept, seen(NOON + 30_000, cpu=9, sent=9))
     data = view(usage.ended(kept, NOON + 30_000))
     assert data["footprint"]["cores"] == 0 and data["used"]["core_s"] == 0

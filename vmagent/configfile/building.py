@@ -39,6 +39,7 @@ from vmagent.core.policy import (
     Volume,
 )
 from vmagent.core.snapshotmodel import SnapshotRules
+from vmagent.core.usagemodel import AccountingRules, Benchmark
 
 Values = Mapping[str, Any]
 _NAMES = re.compile(r"\b(SITE|HOST)\b")
@@ -175,5 +176,14 @@ def _policy(values: Values) -> Policy:
         on_revoked=values["images"]["on_revoked"],
         trust=_trust(values["images"]),
         image_requests=tuple(values["images"]["requests"]),
+        accounting=_accounting(values["accounting"]),
         **values["capacity"],
     )
+
+
+def _accounting(settings: Values) -> AccountingRules:
+    benchmark = settings["benchmark"]
+    return AccountingRules(
+        settings["period_s"], settings["keep_days"], None if benchmark is None else Benchmark(**benchmark),
+        tuple(settings["public"]),
+    )  # fmt: skip

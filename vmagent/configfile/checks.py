@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Tuple
 
 from vmagent.configfile.bounds import authority_complaints, flavour_complaints, limit_complaints
 from vmagent.configfile.building import named
-from vmagent.configfile.filtering import firewall_complaints
+from vmagent.configfile.filtering import firewall_complaints, prefix_complaints
 from vmagent.configfile.loading import Complaint, Parts
 from vmagent.configfile.networks import network_complaints
 from vmagent.core import dn
@@ -215,6 +215,15 @@ def telemetry(values: Values) -> Iterator[Complaint]:
             yield Complaint(("telemetry", longer), detail, f"{settings[shorter]:g} or more")
 
 
+def accounting(values: Values) -> Iterator[Complaint]:
+    """Periods end where days and months do, and prefixes are prefixes."""
+    settings = values["accounting"]
+    if 86400 % settings["period_s"]:
+        detail = f"{settings['period_s']} s do not divide a day"
+        yield Complaint(("accounting", "period_s"), detail, "a divisor of 86400, such as 900, 3600 or 86400")
+    yield from prefix_complaints(settings["public"], ("accounting", "public"))
+
+
 CHECKS: Tuple[Tuple[Tuple[Tuple[str, ...], ...], Check], ...] = (
     ((("instance",), ("networks",)), instance),
     ((("broker",),), broker),
@@ -229,4 +238,5 @@ CHECKS: Tuple[Tuple[Tuple[Tuple[str, ...], ...], Check], ...] = (
     ((("telemetry",),), telemetry),
     ((("images",),), endorsement),
     ((("images",),), images),
+    ((("accounting",),), accounting),
 )

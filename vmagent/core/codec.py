@@ -33,7 +33,7 @@ from vmagent.core.model import (
     VolumeUse,
 )
 from vmagent.core.snapshotmodel import Snapshot, SnapshotState
-from vmagent.core.usagemodel import Account, Benchmark, Footprint, Known, Use
+from vmagent.core.usagemodel import Account, Benchmark, Footprint, Kind, Known, Use
 
 _SCALARS = frozenset((str, int, float, bool, type(None)))
 
@@ -139,7 +139,7 @@ def account_from_json(raw: Mapping[str, Any]) -> Account:
     members = _tuples(raw, "devices", "measured", "ever", "vanished")
     members["footprint"] = _footprint(raw["footprint"])
     members["total"], members["before"] = _use(raw["total"]), _use(raw["before"])
-    members["known"] = _known(raw["known"])
+    members["known"], members["kind"] = _known(raw["known"]), Kind(raw["kind"])
     return Account(**members)
 
 

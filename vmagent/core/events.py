@@ -32,6 +32,7 @@ PREFIX = "org.vmagent."
 TYPES: Mapping[str, int] = {
     "vm.state": 1,
     "vm.lease.warning": 1,
+    "vm.usage": 1,
     "host.state": 1,
     "host.snapshot": 1,
     "host.capacity": 1,
@@ -61,6 +62,11 @@ HELD: Mapping[str, str] = {
     "capped": "it opened more connections than it may, or to more destinations: dropped",
 }
 """Kinds of security.alert about the network limits of running VMs, and what they mean in words."""
+
+OF_THE_HOST: Mapping[str, str] = {
+    "accounting-imbalance": "more is accounted for than the host gives: an error in its books",
+}
+"""Kinds of security.alert about the host itself."""
 
 OF_IMAGES: Mapping[str, str] = {
     "image-distrusted": "guests run on an image that is not trusted any more",

@@ -11,6 +11,7 @@ Edges are the multiples of `period_s`, which divides a day: so months begin at e
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Iterator, Optional, Tuple
 
@@ -37,6 +38,7 @@ class Ledger:
     boot_id: str
     boot_ms: int  # boot time of the anchor
     wall_ms: int  # ledger time then
+    edge_ms: int = 0  # ledger time at which it was last compared with the wall clock, or began
     epoch: int = 0  # number of the store's epoch in which this ledger was kept
 
     def time(self, boot_at: float) -> int:
@@ -48,16 +50,15 @@ class Ledger:
         return (ledger_ms - self.wall_ms + self.boot_ms) / 1000
 
     def turned(self, edge_ms: int, now: Now) -> Tuple[Ledger, int]:
-        """At an edge that has passed: the ledger from there on, and by how much it was set forward.
+        """At an edge that has passed: the ledger from there on, and by how much it is set forward there.
 
         A negative step was not made: so much is the wall clock behind.
         """
         step = ms(walltime.seconds(now.wall)) - self.time(now.at)
-        if abs(step) < NOISE_MS:
-            return self, 0
-        if step < 0:
-            return self, step
-        return Ledger(self.boot_id, ms(self.boot_at(edge_ms)), edge_ms + step, self.epoch), step
+        if step < NOISE_MS:
+            return dataclasses.replace(self, edge_ms=edge_ms), step if step <= -NOISE_MS else 0
+        at_ms = edge_ms + step
+        return Ledger(self.boot_id, ms(self.boot_at(edge_ms)), at_ms, at_ms, self.epoch), step
 
 
 def begun(now: Now, former: Optional[Ledger], booked_ms: int, epoch: int) -> Ledger:
@@ -66,8 +67,9 @@ def begun(now: Now, former: Optional[Ledger], booked_ms: int, epoch: int) -> Led
     booked_ms: the latest ledger time that anything was booked at; 0 = nothing was.
     """
     if former is not None and former.boot_id == now.boot_id:
-        return Ledger(former.boot_id, former.boot_ms, former.wall_ms, epoch)
-    return Ledger(now.boot_id, ms(now.at), max(ms(walltime.seconds(now.wall)), booked_ms), epoch)
+        return dataclasses.replace(former, epoch=epoch)
+    at_ms = max(ms(walltime.seconds(now.wall)), booked_ms)
+    return Ledger(now.boot_id, ms(now.at), at_ms, at_ms, epoch)
 
 
 def next_edge(ledger_ms: int, period_s: int) -> int:

@@ -30,6 +30,7 @@ from vmagent.core.usagemodel import (
     Closed,
     Counts,
     Footprint,
+    Kind,
     Known,
     Measured,
     Use,
@@ -89,7 +90,7 @@ def io(counters: DiskCounters) -> Counts:
 
 def taken(account: Account, seen: Measured) -> Account:
     """The account with what a reading shows."""
-    if account.kept:
+    if account.kind is not Kind.RUN:
         return account
     account = _network(account, seen)
     if not seen.run:
@@ -188,7 +189,7 @@ def period_closed(account: Account, edge_ms: int, step_ms: int = 0) -> Tuple[Acc
 def _next_period(account: Account, at_ms: int) -> Account:
     return dataclasses.replace(
         account, period=account.period + 1, period_ms=at_ms, until_ms=at_ms, before=account.total, vanished=(),
-        measured=PARTS if account.kept else () if account.devices else ("network",),
+        measured=PARTS if account.kind is not Kind.RUN else () if account.devices else ("network",),
     )  # fmt: skip
 
 
@@ -208,12 +209,12 @@ def followed(account: Account, at_ms: int, footprint: Footprint) -> Tuple[Accoun
     ), closed  # fmt: skip
 
 
-def disk_kept(account: Account, at_ms: int) -> Account:
-    """After the end of this one: its disk is kept.  Nothing is measured any more, and nothing is lost by that."""
-    footprint = Footprint(0, 0, account.footprint.disk_gib)
+def afterwards(account: Account, at_ms: int, kind: Kind) -> Account:
+    """What follows its guest: DISK or OVER.  Nothing is measured any more, and nothing is lost by that."""
+    footprint = Footprint(0, 0, account.footprint.disk_gib if kind is Kind.DISK else 0)
     number = account.number + 1
     return dataclasses.replace(
-        opened(account.vm, account.incarnation, number, account.boot_id, at_ms, footprint, ()), kept=True,
+        opened(account.vm, account.incarnation, number, account.boot_id, at_ms, footprint, ()), kind=kind,
         measured=PARTS, ever=PARTS, disk_used_gib=account.disk_used_gib,
     )  # fmt: skip
 
@@ -221,7 +222,7 @@ def disk_kept(account: Account, at_ms: int) -> Account:
 def uncertain_ms(closed: Closed) -> int:
     """How much of the time before the end no sample covers: the oldest of what is measured by sampling at all."""
     account = closed.account
-    if account.kept:
+    if account.kind is not Kind.RUN:
         return closed.gap_ms
     times = [at for at in (account.cpu_ms_at, account.disk_ms_at) if at is not None]
     last = min(times, default=account.began_ms)

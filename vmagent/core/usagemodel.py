@@ -7,6 +7,7 @@ sums up again exactly.  None = nobody knows, never 0.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Mapping, Optional, Tuple
 
 Counts = Tuple[int, ...]
@@ -99,6 +100,14 @@ class Measured:
     memory_mib: Optional[int] = None
 
 
+class Kind(str, Enum):
+    """What an account is of."""
+
+    RUN = "run"  # a guest
+    DISK = "disk"  # its disk, kept after its end: no cores, no memory
+    OVER = "over"  # nothing any more: it is accounted for, and waits to be cleaned up or made anew; never published
+
+
 @dataclass(frozen=True)
 class Account:
     """One segment of one VM, while it is open."""
@@ -114,7 +123,7 @@ class Account:
     period: int = 1  # ... and its number
     devices: Tuple[str, ...] = ()  # its interfaces on the host
     suspended: bool = False
-    kept: bool = False  # the guest is over, its disk is kept: no cores, no memory
+    kind: Kind = Kind.RUN
     total: Use = Use()  # since the segment began
     before: Use = Use()  # the same when the open period began
     known: Known = Known()

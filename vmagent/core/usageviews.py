@@ -22,6 +22,7 @@ from vmagent.core.usagemodel import (
     Closed,
     Counts,
     Footprint,
+    Kind,
     Use,
 )
 
@@ -129,7 +130,7 @@ def _volumes(record: VmRecord, account: Account) -> List[Dict[str, Any]]:
         {"volume": use.disk.volume, "read_only": use.disk.read_only, "attached_at": use.attached_wall,
          "detached_at": use.detached_wall or None}
         for use in record.journal.volumes
-        if not account.kept and (not use.detached_wall or use.detached_wall >= begins)
+        if account.kind is Kind.RUN and (not use.detached_wall or use.detached_wall >= begins)
     ]  # fmt: skip
 
 

@@ -12,7 +12,16 @@ from typing import Any, Callable, Dict, Mapping, Tuple
 from vmagent import givenfiles
 from vmagent.core import asking, capacityasking, imageasking
 from vmagent.errors import Problem
-from vmagent.local import capacitytables, ctl_images, handles, limittables, protocol, tables, telemetrytables
+from vmagent.local import (
+    capacitytables,
+    ctl_images,
+    handles,
+    limittables,
+    protocol,
+    tables,
+    telemetrytables,
+    usagetables,
+)
 from vmagent.local.ctl_session import Code, Session, code_of, command, payload_of
 
 
@@ -50,6 +59,13 @@ def events(session: Session) -> int:
 def audit(session: Session) -> int:
     args = {"limit": session.said.limit, "subject": session.said.subject}
     session.show(session.client.ask("audit", args), tables.audit)
+    return Code.OK
+
+
+def usage(session: Session) -> int:
+    said = session.said
+    asked = {"vm": said.vm, "since": said.since, "until": said.until}
+    session.show(session.client.ask("usage", asked), usagetables.usage)
     return Code.OK
 
 
@@ -178,6 +194,7 @@ COMMANDS: Mapping[str, Callable[[Session], int]] = {
     "glue": glue,
     "events": events,
     "audit": audit,
+    "usage": usage,
     "images": ctl_images.images,
     "revoke": revoke,
     "over": over,

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any, Tuple
 
-from vmagent.core import asking, capacityasking, imageasking
+from vmagent.core import asking, capacityasking, imageasking, moment
 
 DEFAULT_SOCKET = Path("/run/vmagent/vmagent.sock")
 DEFAULT_CONFIG = Path("/etc/vmagent/vmagent.yaml")
@@ -86,6 +86,12 @@ def _looking(subs: Any) -> None:
     images.add_argument("--downloads", action="store_true", help="what is being fetched, how far, for whom")
     images.add_argument("-f", "--follow", action="store_true", help="with --downloads: until nothing is fetched")
     _cache(images.add_subparsers(dest="does", metavar="ACTION"))
+    usage = _add(subs, "usage", "what VMs were promised and used: the sums of the last day, or one VM period by period",
+                 "vmagentctl usage\n  vmagentctl usage --since 2026-11-01 --until 2026-12-01 --json\n"
+                 "  vmagentctl usage worker-7 --since 6h")
+    usage.add_argument("vm", metavar="VM", nargs="?", default="", help="also the whole id of one that ended long ago")
+    usage.add_argument("--since", metavar="TIME", default="", help=moment.ACCEPTED)
+    usage.add_argument("--until", metavar="TIME", default="", help="the same; without it, until now")
     over = _add(subs, "over", "the proof that whatever was started under a handle is over",
                 "vmagentctl over 3fa1c0de-...      # a VM id\n  vmagentctl over batch-4711         # a tag\n"
                 "  vmagentctl over 6f1c2f9e-... && echo gone   # the id of the start command")
