@@ -64,10 +64,12 @@ def test_a_message_that_was_taken_is_behind_none(spool: Spool, tmp_path: Path) -
     first = spool.put(b"first", NOW)
     queue = QueueSimple(str(tmp_path / "outgoing"))
     assert queue.lock(first)
-    assert spool.waiting() == [] and not spool.drop(first)
+    assert spool.untaken() == [] and not spool.drop(first)
     assert spool.put(b"second", NOW - 60) > first
-    assert [one.text for one in spool.waiting()] == [b"second"]
+    assert [spool.read(name) for name in spool.untaken()] == [b"second"]
     assert queue.get(first) == b"first"
+    spool.break_locks()
+    assert len(spool.untaken()) == 2 and spool.read("00000000/00000000000000") is None
 
 
 def test_drop_takes_what_nobody_has_taken(spool: Spool, tmp_path: Path) -> None:

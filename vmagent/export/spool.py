@@ -21,7 +21,7 @@ import contextlib
 import os
 import re
 from pathlib import Path
-from typing import Iterator, List, NamedTuple
+from typing import Iterator, List, Optional
 
 from vmagent.crashpoint import reach
 from vmagent.errors import Fault, FaultKind
@@ -35,13 +35,6 @@ TEMPORARY, LOCKED = ".tmp", ".lck"
 _DIRECTORY = re.compile("[0-9a-f]{8}")
 _ELEMENT = re.compile("([0-9a-f]{14})(\\.tmp|\\.lck)?")
 _MONTH = re.compile("[0-9]{4}-[0-9]{2}")
-
-
-class Waiting(NamedTuple):
-    """A message that nobody has taken yet."""
-
-    name: str  # directory/element
-    text: bytes
 
 
 class Spool:
@@ -101,18 +94,21 @@ class Spool:
             raise
         _sync(path.parent)
 
-    def waiting(self) -> List[Waiting]:
-        """What nobody has taken, oldest first."""
-        found = []
+    def untaken(self) -> List[str]:
+        """Names of what nobody has taken, oldest first."""
         try:
-            for name in self._names():
-                path = self._directory / name
-                if not self._lock(path).exists():
-                    with contextlib.suppress(FileNotFoundError):  # sent meanwhile
-                        found.append(Waiting(name, path.read_bytes()))
+            return [name for name in self._names() if not self._lock(self._directory / name).exists()]
         except OSError as error:
             raise fault(error) from error
-        return found
+
+    def read(self, name: str) -> Optional[bytes]:
+        """None = it was sent meanwhile."""
+        try:
+            return (self._directory / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise fault(error) from error
 
     def count(self) -> int:
         """Messages that are there, taken or not."""
@@ -140,6 +136,15 @@ class Spool:
         path.unlink()
         self._lock(path).unlink()
         return True
+
+    def break_locks(self) -> None:
+        """Nobody else takes messages here, and who took these is dead."""
+        try:
+            for name in self._names():
+                with contextlib.suppress(FileNotFoundError):
+                    self._lock(self._directory / name).unlink()
+        except OSError as error:
+            raise fault(error) from error
 
     def forget(self, before_month: str) -> None:
         """Remove the archive's months before this one, such as 2025-10."""
