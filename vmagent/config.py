@@ -121,6 +121,30 @@ class SocketSettings:
 
 
 @dataclass(frozen=True)
+class SigningPair:
+    """PEM files of the host's certificate and its key."""
+
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True)
+class ApelSettings:
+    """How usage is told to the grid's accounting."""
+
+    site_name: str
+    cloud_service: str
+    spool: Path
+    archive: Path
+    publish_hours: int
+    cpu_duration: str  # "wall" | "used"
+    sign: Optional[SigningPair]  # None = a relay of the site signs
+    destination: Optional[str]  # on the broker; None = a relay takes from the spool
+    public_ip_spool: Optional[Path]
+    storage_spool: Optional[Path]
+
+
+@dataclass(frozen=True)
 class Intervals:
     """The loop's own periods, in seconds."""
 
@@ -152,6 +176,7 @@ class Config:
     socket: SocketSettings
     intervals: Intervals
     telemetry: TelemetrySettings
+    apel: Optional[ApelSettings]
     log_level: str
     sources: Mapping[str, str]  # setting path -> file it came from, for --show-config
 

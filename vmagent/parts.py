@@ -14,9 +14,10 @@ from typing import Any, Callable, Coroutine, Mapping, Optional, Sequence, Tuple
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from vmagent import bookparts, imageparts, kernelparts, meterparts, ports
+from vmagent import apelparts, bookparts, imageparts, kernelparts, meterparts, ports
 from vmagent.accounting import Accountant, CountedFirewall
 from vmagent.announcer import Announcer
+from vmagent.apelparts import Apel
 from vmagent.bookparts import reporting
 from vmagent.broker.signing import Unsigned, Verifier
 from vmagent.broker.trust import TrustStore
@@ -57,7 +58,7 @@ from vmagent.sweeping import Sweeper
 from vmagent.world import World
 
 log = logging.getLogger("vmagent.daemon")
-THREADS = {"store": 1, "images": 3, "network": 2, "files": 1, "fetching": 4, "meter": 1}
+THREADS = {"store": 1, "images": 3, "network": 2, "files": 1, "fetching": 4, "meter": 1, "export": 1}
 RELOAD_S = 30.0
 LIST_PART = "image-list "  # and its identifier: the part of host.state's `degraded`
 
@@ -96,6 +97,7 @@ class Parts:
     offering: Offering
     intake: Intake
     local: LocalServer
+    grid: Apel
     trust: TrustStore
     lists: Subscriptions
     lanes: Mapping[str, Lanes]
@@ -151,7 +153,7 @@ class Parts:
         for look in (self._files, self._network_again, lambda: keepers.holder.hold(whole=True), keepers.revoker.look,
                      keepers.images.work, keepers.sweeper.sweep, keepers.watchman.count,
                      keepers.accountant.minute, self._learn,
-                     self.intake.minute, self.announcer.changed):
+                     self.intake.minute, self.grid.look, self.announcer.changed):
             try:
                 await look()
             except Fault as fault:
@@ -197,7 +199,7 @@ class Parts:
 
     async def prune(self) -> None:
         """Once a day: what is past its time is forgotten."""
-        await self.store.prune(self.clock.now(), self.consequences.policy.accounting.keep_days)
+        await self.store.prune(self.clock.now(), self.consequences.policy.accounting.keep_days, self.grid.exporters)
 
     def adopt_policy(self, policy: Policy) -> None:
         """SIGHUP: everything that reads the policy reads this one from now on."""
@@ -244,6 +246,9 @@ def _told(failure: Failure) -> None:
         log.warning("%s", failure.value)
     else:
         surprise(log, "a task in the background failed", failure)
+
+
+Table = Mapping[str, Callable[[Mapping[str, Any]], "Deferred[Any]"]]
 
 
 class _LateOutbox:
@@ -297,11 +302,20 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
     queries = Queries(world, store, hypervisor, images, clock, lambda: consequences.policy,
                       lambda: dataclasses.asdict(way.link.state()), said.capabilities,
                       kernel.firewall.counters, commands, said.offering, measured.telemetry.view, books.usage)
-    local = LocalServer(config.socket, reactor,
-                        lambda payload, signer: Deferred.fromCoroutine(intake.local(payload, signer)),
-                        queries.table(), feed, clock, policy.host)
+    grid = apelparts.build(config, store, world, clock, lanes["export"], way.link,
+                           lambda: consequences.policy.volumes)
+    local = _socket(config, reactor, intake, {**queries.table(), **grid.queries()}, feed, clock)
     return Parts(clock, store, images, kernel, hypervisor, way, world, consequences, observer, reconciler, recovery,
-                 keepers, measured, said.announcer, said.offering, intake, local, trust, lists, lanes)
+                 keepers, measured, said.announcer, said.offering, intake, local, grid, trust, lists, lanes)
+
+
+def _socket(
+    config: Config, reactor: Any, intake: Intake, table: Table, feed: LiveFeed, clock: ports.Clock
+) -> LocalServer:
+    """Commands by the intake, questions by the table."""
+    return LocalServer(config.socket, reactor,
+                       lambda payload, signer: Deferred.fromCoroutine(intake.local(payload, signer)),
+                       table, feed, clock, config.policy.host)
 
 
 def _loop(

@@ -70,7 +70,7 @@ class Publishing:
         self.rows = rows or KeptRows()
         self.clock = HandClock(wall)
         self.reactor = HandTurned()
-        self.lanes = lane(self.reactor)
+        self.lanes = lane(self.reactor, "publishing")
         self.troubles: List[str] = []
         self.spool = Spool(here / "outgoing", here / "archive")
         queues = Queues(self.spool)

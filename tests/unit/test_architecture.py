@@ -25,6 +25,7 @@ LAYER3 = {"reconciler", "world", "consequences", "observer", "intake", "announce
 # From parts on: its wiring, cut for length.
 TOP = {"__main__", "daemon", "parts", "imageparts", "kernelparts", "meterparts", "bookparts", "channel", "speaking",
        "queries"}
+TOP |= {"apelparts"}
 
 MAY: Dict[str, Set[str]] = dict.fromkeys(LAYER0, LAYER0)
 MAY.update({part: LAYER0 | LAYER1 | {""} for part in LAYER1})

@@ -15,6 +15,7 @@ import pytest
 
 from vmagent import configfile
 from vmagent.__main__ import arguments
+from vmagent.apelparts import Apel
 from vmagent.broker import trust
 from vmagent.broker.profiles import PROFILES
 from vmagent.broker.signing import ALGORITHMS
@@ -82,6 +83,7 @@ def test_requests_on_the_local_socket_are_read_and_every_look_is_named() -> None
     assert [one.changes for one in asked] == [False, False, False, False, True]
     nobody: Any = None
     looks = set(Queries(*[nobody] * len(inspect.signature(Queries).parameters)).table()) | {protocol.EVENTS}
+    looks |= set(Apel(None, None).queries()) - {protocol.RESEND}
     part = PROTOCOL.split("The other verbs only look: ", 1)[1].split(". ", 1)[0]
     assert set(words(part)) == looks
 

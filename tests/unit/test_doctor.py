@@ -166,7 +166,7 @@ def test_identifiers_are_unique_and_stable() -> None:
     assert [check.id for check in doctor.CHECKS] == [
         "agent", "socket", "store", "disk", "images", "directories", "volumes", "libvirt", "kvm", "virtualisation",
         "cgroups", "scopes", "bridges", "broker", "nft", "guard", "bridge-netfilter", "tc", "certificate", "passcode",
-        "ca", "crl", "clock",
+        "ca", "crl", "clock", "accounting", "accounting-certificate",
     ]  # fmt: skip
 
 

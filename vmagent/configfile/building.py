@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from vmagent.config import (
+    ApelSettings,
     BrokerSettings,
     CacheSettings,
     Config,
@@ -17,6 +18,7 @@ from vmagent.config import (
     ImageSettings,
     Intervals,
     SecuritySettings,
+    SigningPair,
     SocketSettings,
     TelemetrySettings,
     Tls,
@@ -43,6 +45,7 @@ from vmagent.core.usagemodel import AccountingRules, Benchmark
 
 Values = Mapping[str, Any]
 _NAMES = re.compile(r"\b(SITE|HOST)\b")
+SPOOLS = ("spool", "archive", "public_ip_spool", "storage_spool")
 DESTINATIONS = ("client_id", "commands", "commands_all", "events", "usage", "capacity", "telemetry")
 
 
@@ -59,6 +62,7 @@ def config(values: Values, sources: Mapping[str, str]) -> Config:
         socket=SocketSettings(**{**values["socket"], "path": _below(values["socket"]["path"], directories)}),
         intervals=Intervals(**values["intervals"]),
         telemetry=TelemetrySettings(**values["telemetry"]),
+        apel=_apel(values, directories),
         log_level=values["log_level"],
         sources=dict(sources),
     )
@@ -106,6 +110,18 @@ def _images(settings: Values, directories: Directories) -> ImageSettings:
     directory, overlays, seeds = (_below(settings[name], directories) for name in ("directory", "overlays", "seeds"))
     largest = settings["largest_disk_gib"]
     return ImageSettings(directory, overlays, seeds, CacheSettings(**cache), FetchSettings(**fetch), largest)
+
+
+def _apel(values: Values, directories: Directories) -> Optional[ApelSettings]:
+    if values["accounting"]["apel"] is None:
+        return None
+    settings = dict(values["accounting"]["apel"])
+    for name in SPOOLS:
+        settings[name] = None if settings[name] is None else _below(settings[name], directories)
+    sign, destination = settings["sign"], settings["destination"]
+    settings["sign"] = None if sign is None else SigningPair(Path(sign["certificate"]), Path(sign["key"]))
+    settings["destination"] = None if destination is None else named(destination, values)
+    return ApelSettings(**settings)
 
 
 def _tuples(members: Values) -> Dict[str, Any]:

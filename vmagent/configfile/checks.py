@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Tuple
 
 from vmagent.configfile.bounds import authority_complaints, flavour_complaints, limit_complaints
-from vmagent.configfile.building import named
+from vmagent.configfile.building import SPOOLS, named
 from vmagent.configfile.filtering import firewall_complaints, prefix_complaints
 from vmagent.configfile.loading import Complaint, Parts
 from vmagent.configfile.networks import network_complaints
@@ -224,6 +224,19 @@ def accounting(values: Values) -> Iterator[Complaint]:
     yield from prefix_complaints(settings["public"], ("accounting", "public"))
 
 
+def apel(values: Values) -> Iterator[Complaint]:
+    """The relay sends all of a directory to one place, so each kind of message has a directory of its own."""
+    settings = values["accounting"]["apel"] or {}
+    taken: Dict[str, str] = {}
+    for name in SPOOLS:
+        if settings.get(name) is None:
+            continue
+        path = os.path.normpath(settings[name])
+        other = taken.setdefault(path, name)
+        if other != name:
+            yield Complaint(("accounting", "apel", name), f"{settings[name]} is {other} already", "another directory")
+
+
 CHECKS: Tuple[Tuple[Tuple[Tuple[str, ...], ...], Check], ...] = (
     ((("instance",), ("networks",)), instance),
     ((("broker",),), broker),
@@ -239,4 +252,5 @@ CHECKS: Tuple[Tuple[Tuple[Tuple[str, ...], ...], Check], ...] = (
     ((("images",),), endorsement),
     ((("images",),), images),
     ((("accounting",),), accounting),
+    ((("accounting",),), apel),
 )

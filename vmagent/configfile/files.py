@@ -19,6 +19,9 @@ def host_complaints(values: Mapping[str, Any]) -> Iterator[Complaint]:
     for name in ("ca", "certificate", "key"):
         yield from _file(("broker", "tls", name), (broker["tls"] or {}).get(name))
     yield from _file(("images", "fetch", "ca"), values["images"]["fetch"]["ca"])
+    for name in ("certificate", "key"):
+        pair = (values["accounting"]["apel"] or {}).get("sign") or {}
+        yield from _file(("accounting", "apel", "sign", name), pair.get(name))
     security = values["security"]
     if security["commands"] == "signed" and not Path(security["ca_directory"]).is_dir():
         detail = f"{security['ca_directory']} is no directory"

@@ -14,6 +14,7 @@ from vmagent.core import asking, capacityasking, imageasking
 from vmagent.errors import Problem
 from vmagent.local import (
     capacitytables,
+    ctl_accounting,
     ctl_images,
     handles,
     limittables,
@@ -195,6 +196,7 @@ COMMANDS: Mapping[str, Callable[[Session], int]] = {
     "events": events,
     "audit": audit,
     "usage": usage,
+    "accounting": ctl_accounting.accounting,
     "images": ctl_images.images,
     "revoke": revoke,
     "over": over,

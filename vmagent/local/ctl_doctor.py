@@ -57,7 +57,6 @@ def _live(path: Path) -> Optional[Mapping[str, Any]]:
     """What the running agent says of itself; None when it does not answer, which is a finding of `doctor`'s."""
     try:
         with Client(path) as client:
-            live: Mapping[str, Any] = client.ask("doctor")
-            return live
+            return {**client.ask("doctor"), "accounting": client.ask("accounting")}
     except (Unreachable, Problem):
         return None

@@ -92,6 +92,7 @@ def _looking(subs: Any) -> None:
     usage.add_argument("vm", metavar="VM", nargs="?", default="", help="also the whole id of one that ended long ago")
     usage.add_argument("--since", metavar="TIME", default="", help=moment.ACCEPTED)
     usage.add_argument("--until", metavar="TIME", default="", help="the same; without it, until now")
+    _accounting(subs)
     over = _add(subs, "over", "the proof that whatever was started under a handle is over",
                 "vmagentctl over 3fa1c0de-...      # a VM id\n  vmagentctl over batch-4711         # a tag\n"
                 "  vmagentctl over 6f1c2f9e-... && echo gone   # the id of the start command")
@@ -111,6 +112,18 @@ def _telemetry(subs: Any) -> None:
                 "vmagentctl telemetry\n  vmagentctl telemetry 3fa1 --json\n  vmagentctl telemetry --cloudwatch --json")
     told.add_argument("vm", nargs="?", metavar="VM", help="this one alone")
     told.add_argument("--cloudwatch", action="store_true", help="under CloudWatch's names and units")
+
+
+def _accounting(subs: Any) -> None:
+    accounting = _add(subs, "accounting", "what was told to the grid's accounting, and tell it again",
+                      "vmagentctl accounting status\n  vmagentctl accounting resend --month 2026-11 --dry-run")
+    actions = accounting.add_subparsers(dest="does", metavar="ACTION", required=True)
+    _add(actions, "status", "what is published, what waits", "vmagentctl accounting status --json")
+    resend = _add(actions, "resend", "write the records of a month again, from what is kept",
+                  "vmagentctl accounting resend --month 2026-11 --dry-run\n"
+                  "  vmagentctl accounting resend --month 2026-11")
+    resend.add_argument("--month", required=True, metavar="YYYY-MM", help="which month, by UTC")
+    resend.add_argument("--dry-run", action="store_true", help="only say what would be written")
 
 
 def _cache(actions: Any) -> None:

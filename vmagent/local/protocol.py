@@ -6,7 +6,8 @@
     refusal   {"id": 1, "problem": {"type": ..., ...}}      nothing was done
 
 `id` is an integer or a short string, chosen by the client.  A refusal with `"id": null` concerns the connection itself,
-which is then closed.  The verb `command` carries a payload of PROTOCOL 3, unsigned; every other verb only looks.
+which is then closed.  The verb `command` carries a payload of PROTOCOL 3, unsigned.  Every other verb only looks, but
+`resend`: it writes accounting messages again, unless its args say `"dry_run": true`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ LONGEST_ANSWER = 64 * 2**20
 """Bytes of one answer line that the client accepts."""
 
 COMMAND = "command"
+RESEND = "resend"
 EVENTS = "events"
 VALID_FOR_S = 300
 """How long a local command without `valid_until` is valid."""
@@ -46,7 +48,7 @@ class Request:
     def changes(self) -> bool:
         """Whether only an administrator may ask this.  An unknown command verb is taken as one that changes."""
         if self.verb != COMMAND:
-            return False
+            return self.verb == RESEND and self.args.get("dry_run") is not True
         verb = VERBS.get(str(self.args.get("schema", "")).split("/")[0])
         return verb is None or verb.changes
 

@@ -17,7 +17,7 @@ from vmagent.local.doctor.findings import Check, Facts, Finding, Level, expiry, 
 DAY_S = 86400.0
 
 
-def _seconds(thing: Any, name: str) -> Optional[float]:
+def ends_at(thing: Any, name: str) -> Optional[float]:
     """`not_valid_after` or `next_update`, as wall seconds; cryptography before 42 knows only the naive form, in UTC."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CryptographyDeprecationWarning)
@@ -25,7 +25,7 @@ def _seconds(thing: Any, name: str) -> Optional[float]:
     return None if moment is None else float(calendar.timegm(moment.utctimetuple()))
 
 
-def _parsed(facts: Facts, path: Path, parse: Callable[[bytes], Any]) -> Any:
+def loaded(facts: Facts, path: Path, parse: Callable[[bytes], Any]) -> Any:
     """The parsed PEM file, or None."""
     raw = facts.host.read(path)
     try:
@@ -45,15 +45,15 @@ def certificate(facts: Facts) -> Finding:
         return warn("the link to the broker is not encrypted", "set broker.tls and a stomp+ssl:// URL")
     if tls.certificate is None or tls.key is None:
         return ok("none is configured; the broker knows us by login")
-    found = _parsed(facts, tls.certificate, x509.load_pem_x509_certificate)
+    found = loaded(facts, tls.certificate, x509.load_pem_x509_certificate)
     if found is None:
         return fail(f"{tls.certificate} holds no certificate", "put a PEM certificate there")
-    until = _seconds(found, "not_valid_after")
+    until = ends_at(found, "not_valid_after")
     own = expiry(str(tls.certificate), _days(facts, until or 0.0), "renew the host's certificate")
-    return joined([own, _private(facts, tls.key)], own)
+    return joined([own, private(facts, tls.key)], own)
 
 
-def _private(facts: Facts, path: Path) -> Finding:
+def private(facts: Facts, path: Path) -> Finding:
     """A key or passcode that others may read is no secret."""
     owned = facts.host.owned(path)
     if owned is None:
@@ -65,7 +65,7 @@ def _private(facts: Facts, path: Path) -> Finding:
 
 def passcode(facts: Facts) -> Finding:
     path = facts.config.broker.passcode_file
-    return ok("no passcode is configured") if path is None else _private(facts, path)
+    return ok("no passcode is configured") if path is None else private(facts, path)
 
 
 def authorities(facts: Facts) -> Finding:
@@ -76,11 +76,11 @@ def authorities(facts: Facts) -> Finding:
     files = [path for path in facts.host.list(security.ca_directory) if path.suffix == ".pem"]
     found: List[Finding] = []
     for path in files:
-        parsed = _parsed(facts, path, x509.load_pem_x509_certificate)
+        parsed = loaded(facts, path, x509.load_pem_x509_certificate)
         if parsed is None:
             found.append(warn(f"{path} holds no certificate", "remove it, or put a PEM certificate there"))
         else:
-            until = _seconds(parsed, "not_valid_after")
+            until = ends_at(parsed, "not_valid_after")
             found.append(expiry(str(path), _days(facts, until or 0.0), "install the CA's new certificate"))
     mend = "install the site's CA certificates (*.pem) there, or set security.ca_directory"
     whole = joined(found, fail(f"{security.ca_directory} holds no CA certificate: no command is believed", mend))
@@ -96,16 +96,16 @@ def revocations(facts: Facts) -> Finding:
     names: Dict[bytes, str] = {}
     for path in facts.host.list(security.ca_directory):
         if path.suffix == ".pem":
-            parsed = _parsed(facts, path, x509.load_pem_x509_certificate)
+            parsed = loaded(facts, path, x509.load_pem_x509_certificate)
             if parsed is not None:
                 subject = parsed.subject.public_bytes()
                 names[subject] = str(path)
                 newest.setdefault(subject, None)
         elif path.suffix in (".crl", ".r0"):
-            parsed = _parsed(facts, path, x509.load_pem_x509_crl)
+            parsed = loaded(facts, path, x509.load_pem_x509_crl)
             if parsed is not None:
                 issuer = parsed.issuer.public_bytes()
-                newest[issuer] = max(newest.get(issuer) or 0.0, _seconds(parsed, "next_update") or 0.0)
+                newest[issuer] = max(newest.get(issuer) or 0.0, ends_at(parsed, "next_update") or 0.0)
     found = [_revocation(facts, name, newest[subject]) for subject, name in sorted(names.items())]
     whole = joined(found, unknown("there is no CA whose list could be looked for", "see the check `ca`"))
     return ok(f"{len(names)} CAs have a valid revocation list") if whole.level is Level.OK else whole
