@@ -13,6 +13,7 @@ Rules
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
@@ -37,6 +38,7 @@ from vmagent.world import World
 
 log = logging.getLogger("vmagent.accounting")
 PART, LEDGER = "accounting", "ledger"
+GIB = 1 << 30
 LONGEST_WAIT_S = 3600.0  # for an edge: then it is reckoned anew
 EDGE_SLACK_S = 0.005  # a timer that is a rounding too early would find no edge
 
@@ -47,6 +49,7 @@ class Accountant:
     def __init__(
         self, world: World, store: ports.Store, firewall: ports.Firewall, clock: ports.Clock, timer: Any,
         policy: Callable[[], Policy], host: Callable[[], Tuple[int, int]],
+        disks: Callable[[], Deferred[Mapping[str, int]]],
     ) -> None:
         self._world = world
         self._store = store
@@ -55,6 +58,7 @@ class Accountant:
         self._timer = timer
         self._policy = policy
         self._host = host  # -> cores, MiB of this host
+        self._disks = disks  # -> bytes that each VM's disks take
         self._bookings = Bookings(world)
         self._ledger = Ledger("", 0, 0)
         self._accounts: Dict[str, Account] = {}
@@ -313,10 +317,22 @@ class Accountant:
         if not self._started:
             return
         self._dirty.update(self._accounts)
+        await self._weigh()
         await self._turn()
         self._save()
         await self._bookings.try_flush()
         await self._balance()
+
+    async def _weigh(self) -> None:
+        """What disks take by now; where that cannot be read it stays as last seen."""
+        try:
+            taken = await self._disks()
+        except Fault as fault:
+            log.warning("what disks take: %s", fault)
+            return
+        for vm, account in self._accounts.items():
+            if vm in taken:
+                self._accounts[vm] = dataclasses.replace(account, disk_used_gib=-(-taken[vm] // GIB))
 
     def _save(self) -> None:
         """Not while anything waits: it would be stored before what it follows from."""
@@ -334,7 +350,6 @@ class Accountant:
             return
         self._world.degraded[PART] = wrong
         if told is None:
-            log.error("the books of this host do not balance: %s", wrong)
             now = self._clock.now()
             alert = events.security_alert(kind="accounting-imbalance", detail=wrong, now=now)
             self._bookings.add([[Publish("events", "org.vmagent.security.alert", "host", now.wall, alert)]])

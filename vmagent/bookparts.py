@@ -27,13 +27,13 @@ class Books:
 
 
 def books(
-    world: World, feeds: Feeds, store: ports.Store, kernel: Kernel, consequences: Consequences, clock: ports.Clock,
-    reactor: Any,
+    world: World, feeds: Feeds, store: ports.Store, kernel: Kernel, images: ports.Images, consequences: Consequences,
+    clock: ports.Clock, reactor: Any,
 ) -> Books:
     """The accountant hears of every commit."""
     here = room.facts()
     accountant = Accountant(world, store, kernel.firewall, clock, reactor, lambda: consequences.policy,
-                            lambda: (here.cores, here.memory_mib))
+                            lambda: (here.cores, here.memory_mib), images.used)
     feeds.add(accountant)
     return Books(accountant, UsageReport(world, store, accountant, lambda: consequences.policy))
 

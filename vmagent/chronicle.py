@@ -15,7 +15,7 @@ from vmagent.log import event
 
 log = logging.getLogger("vmagent")
 DRIFTS = ("cpu-drift", "disk-io-drift", "memory-drift", "firewall-drift", "bandwidth-drift", "port-drift")
-OF_THEIR_NAME = ("isolated", "rejoined", "spoofed", "capped", "image-distrusted")
+OF_THEIR_NAME = ("isolated", "rejoined", "spoofed", "capped", "image-distrusted", "accounting-imbalance")
 ALERTS = {"stuck": "vm-stuck", **dict.fromkeys(DRIFTS, "limit-drift"), **dict(zip(OF_THEIR_NAME, OF_THEIR_NAME))}
 """Kind of a security.alert -> the message that it is logged as."""
 

@@ -132,6 +132,11 @@ MESSAGES: Mapping[str, Message] = {
         logging.WARNING,
         "A VM opens more connections, or to more destinations, than it may: is it compromised?",
     ),
+    "accounting-imbalance": Message(
+        "6c8e01a3f2c74b4f9a30b5a4f1d0c270",
+        logging.ERROR,
+        "More is accounted for than this host gives: its books are wrong, or it shrank under its guests.",
+    ),
     "image-distrusted": Message(
         "6c8e01a3f2c74b4f9a30b5a4f1d0c230",
         logging.ERROR,

@@ -134,6 +134,9 @@ class Images(Protocol):
     def free_gib(self) -> Deferred[int]:
         """Free space where overlays live, in GiB, rounded down."""
 
+    def used(self) -> Deferred[Mapping[str, int]]:
+        """For each VM id with disks here, the bytes that they take now: overlay, scratch disks, snapshots' layers."""
+
     def paths(self, vm: str) -> Tuple[str, str]:
         """(overlay, seed): where they are or would be."""
 

@@ -17,7 +17,7 @@ from vmagent.consequences import Consequences
 from vmagent.core import limitviews, walltime
 from vmagent.core.capacity import Around
 from vmagent.core.policy import Policy
-from vmagent.core.room import HostRoom
+from vmagent.core.room import HostRoom, written_gib
 from vmagent.errors import Fault
 from vmagent.host import room as rooms
 from vmagent.imagecommands import ImageCommands
@@ -99,7 +99,7 @@ def _room(
     """What admission may promise.  With libvirt away nobody knows what it can start: then the wish waits for it."""
     here = rooms.facts()
 
-    def of(free_gib: int) -> HostRoom:
+    def of(free_gib: int, written: int) -> HostRoom:
         info, low = hypervisor.info(), rooms.low(_bridges(consequences.policy))
         return HostRoom(
             here.cores, here.memory_mib, free_gib, world.drained, info.startable or not info.connected,
@@ -107,7 +107,20 @@ def _room(
             memory_overhead_mib=world.settings.get(OVERHEAD, 0),
             shaping=bool(kernel.shaper.info().qdisc), filtering=kernel.firewall.info().tracking != "none",
             snapshots=info.snapshots, descriptors_free=low.descriptors_free, tasks_free=low.tasks_free,
-            ports_free=low.ports_free,
+            ports_free=low.ports_free, disk_written_gib=written,
         )  # fmt: skip
 
-    return lambda: images.free_gib().addCallback(of)
+    async def read() -> HostRoom:
+        """Used before free: what is written in between is promised to nobody, rather than twice."""
+        written = written_gib(world.records.values(), await _used(images))
+        return of(await images.free_gib(), written)
+
+    return lambda: Deferred.fromCoroutine(read())
+
+
+async def _used(images: ports.Images) -> Mapping[str, int]:
+    """Nothing when it cannot be read: then all that was promised counts as not written."""
+    try:
+        return await images.used()
+    except Fault:
+        return {}

@@ -60,6 +60,9 @@ class Bench:
     def leftovers(self) -> Any:
         return self._settle(self.images.leftovers())
 
+    def used(self) -> Any:
+        return self._settle(self.images.used())
+
     def free(self) -> int:
         return self._settle(self.images.free_gib())
 
@@ -105,6 +108,17 @@ def test_what_was_made_is_left_over_until_it_is_cleaned_up(bench: Bench) -> None
     assert bench.leftovers() == {of.vm: frozenset({"overlay", "seed"})}
     bench.do(Do.CLEAN_UP, of)
     assert bench.leftovers() == {}
+
+
+def test_what_the_disks_of_each_vm_take(bench: Bench) -> None:
+    assert bench.used() == {}
+    one, other = bench.spec(0), bench.spec(1)
+    both(bench, one)
+    bench.do(Do.MAKE_OVERLAY, other)
+    assert set(bench.used()) == {one.vm, other.vm}
+    assert all(0 < taken < SIZE for taken in bench.used().values()), "what is allocated, not what it may grow to"
+    bench.do(Do.CLEAN_UP, one)
+    assert set(bench.used()) == {other.vm}
 
 
 def test_everything_may_be_done_twice(bench: Bench) -> None:

@@ -383,6 +383,7 @@ def test_one_sick_guest_is_one_sick_guest(today: Day) -> None:
     accounts = today.site.accountant.accounts
     assert accounts[well].total.cpu_ms == 7000 and accounts[sick].total.cpu_ms == 3500
     assert accounts[sick].until_ms == accounts[well].until_ms, "its footprint goes on"
+    assert accounts[well].disk_used_gib == 2, "a gibibyte and a half is two that are taken"
 
 
 # -- what is told of it

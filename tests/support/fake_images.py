@@ -114,6 +114,9 @@ class FakeImages:
     def free_gib(self) -> Deferred[int]:
         return succeed(self.free)
 
+    def used(self) -> Deferred[Mapping[str, int]]:
+        return succeed({vm: 1 << 20 for vm, kinds in self.made.items() if kinds - {"seed"}})
+
     def paths(self, vm: str) -> Tuple[str, str]:
         return f"/fake/overlays/{vm}.qcow2", f"/fake/seeds/{vm}.iso"
 

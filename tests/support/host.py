@@ -40,6 +40,7 @@ class FakeHost:
         self.hung: List[Tuple[Action, Deferred[None]]] = []
         self.frozen: Set[str] = set()
         self.away = False
+        self.taken = 3 << 29  # bytes that each VM's disks take
         self.gib = 500  # free on the disk of the overlays
         self.silent: Set[str] = set()
         self.done: List[Tuple[str, Do]] = []
@@ -151,6 +152,9 @@ class FakeHost:
 
     def give_up(self, who: str) -> None:
         self.shelf.give_up(who)
+
+    def used(self) -> Deferred[Mapping[str, int]]:
+        return succeed({vm: self.taken for vm, world in self.worlds.items() if "overlay" in world.left})
 
     def free_gib(self) -> Deferred[int]:
         return succeed(self.gib)

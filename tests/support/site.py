@@ -94,7 +94,7 @@ class Site:
         h = self.host
         self.observer = Observer(self.world, h, h, h.firewall, h.shaper, h.cgroups, h, h)
         self.accountant = Accountant(self.world, self.store, h.firewall, h, self.reactor,
-                                     lambda: self.consequences.policy, lambda: (16, 65536))
+                                     lambda: self.consequences.policy, lambda: (16, 65536), h.used)
         feeds.add(self.accountant)
         self.usage = UsageReport(self.world, self.store, self.accountant, lambda: self.consequences.policy)
         firewall = CountedFirewall(h.firewall, self.accountant.last)

@@ -76,3 +76,11 @@ def test_what_is_accepted_and_has_not_run_is_counted_by_us_what_runs_by_the_kern
     assert (free.descriptors, free.tasks, free.ports) == (1000 - room.DESCRIPTORS, 100 - room.TASKS - 1, {b.BRIDGE: 9})
     free = room.left(POLICY, (runs, b.record(outcome=Outcome.FAILED)), facts)
     assert (free.descriptors, free.tasks, free.ports) == (1000, 100, {b.BRIDGE: 10})
+
+
+def test_what_disks_have_written_counts_once_and_never_more_than_was_promised() -> None:
+    one, kept = b.record(), b.record(spec={"member": 1}, outcome=Outcome.KILLED)
+    gone = b.record(spec={"member": 2}, closed=True)
+    used = {one.vm: 3 << 29, kept.vm: 99 << 30, gone.vm: 50 << 30, "nobody": 50 << 30}
+    assert room.written_gib((one, kept, gone), used) == 3, "one and a half, and the two that were promised"
+    assert room.written_gib((one,), {}) == 0

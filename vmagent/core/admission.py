@@ -5,8 +5,8 @@ reasons are told together.  What runs out (capacity, addresses) concerns members
 otherwise as many as fit are admitted and the rest is refused, each with its reasons.
 
 Capacity (room.py) counts wishes, not processes.  Free on the disk is what is free now, minus the floor, minus *all*
-that the disks of open wishes may grow to: what they have written already is counted twice, unless the caller knows it
-(`disk_written_gib`), so that a promise is always kept.
+that the disks of open wishes may grow to but what they have written already (`disk_written_gib`; not known, it counts
+twice), so that a promise is always kept.
 """
 
 from __future__ import annotations

@@ -105,6 +105,15 @@ def sellable_cores(policy: Policy, room: HostRoom) -> int:
     return math.floor(room.cores * policy.cpu_overcommit + 1e-9)
 
 
+def written_gib(records: Iterable[VmRecord], used: Mapping[str, int]) -> int:
+    """What the disks of open wishes take already of what they are promised, rounded down.  used: bytes, by VM."""
+    return sum(
+        min(used.get(one.vm, 0), (disks.promised_gib(one.spec) + snapshots.promised_gib(one)) << 30)
+        for one in records
+        if not one.closed
+    ) >> 30
+
+
 def promised(policy: Policy, records: Iterable[VmRecord], room: HostRoom) -> Promised:
     """What these wishes hold (rule 1)."""
     open_ones = [record for record in records if not record.closed]

@@ -133,7 +133,7 @@ class Account:
     ever: Tuple[str, ...] = ()  # of PARTS, since the segment began
     vanished: Tuple[str, ...] = ()  # of PARTS: in the open period something of it was not counted
     memory_mib: Optional[int] = None  # resident, as last seen
-    disk_used_gib: Optional[int] = None
+    disk_used_gib: Optional[int] = None  # what its files take, rounded up, as last seen
 
     @property
     def segment(self) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Mapping, Optional, Set, Tuple
 
@@ -144,6 +145,10 @@ class LocalImages:
         """See ports.Images.  What an unprivileged writer could still use."""
         return self._lanes.run("free", _LOOK_S, mapped, self._free)
 
+    def used(self) -> Deferred[Mapping[str, int]]:
+        """See ports.Images.  Of sparse files what is allocated."""
+        return self._lanes.run("used", _LOOK_S, mapped, self._used)
+
     def paths(self, vm: str) -> Tuple[str, str]:
         return str(self._overlays / f"{vm}.qcow2"), str(self._seeds / f"{vm}.iso")
 
@@ -272,6 +277,15 @@ class LocalImages:
                     beside = "scratch" if ours[3] is None else layer_word(ours[3])
                     found.setdefault(ours[1], set()).add(_KINDS.get(ours[2], beside))
         return {vm: frozenset(kinds) for vm, kinds in found.items()}
+
+    def _used(self) -> Mapping[str, int]:
+        found: Dict[str, int] = {}
+        for path in _matching(self._overlays, _OURS):
+            ours = _OURS.fullmatch(path.name)
+            if ours is not None and ours[2] != ".iso":
+                with suppress(FileNotFoundError):  # its VM has just gone
+                    found[ours[1]] = found.get(ours[1], 0) + path.stat().st_blocks * 512
+        return found
 
     def _free(self) -> int:
         disk = os.statvfs(self._overlays)
