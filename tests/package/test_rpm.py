@@ -1,21 +1,18 @@
-"""The package: it builds where rpmbuild is, brings every file, and its commands run from an unpacked root."""
+"""The packages: they build where rpmbuild is, bring every file once, and their commands run from an unpacked root."""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, List
-
-import pytest
+from typing import Any, Dict, List
 
 import vmagent
-from tests.support.package import ROOT, SPEC, build
+from tests.support.package import ROOT, SPEC, asked, listed, needs_rpmbuild, unpacked
 
-needs_rpmbuild = pytest.mark.skipif(shutil.which("rpmbuild") is None, reason="no rpmbuild here")
+Packages = Dict[str, Path]
 
 
 def test_spec_and_package_have_one_version() -> None:
@@ -30,68 +27,102 @@ def test_the_spec_requires_what_setup_requires() -> None:
     assert sorted(wanted[:-1]) == sorted(given)  # the last one is pytest
 
 
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: Any) -> Path:
-    """The binary package, built in a folder of its own, without root."""
-    return build(tmp_path_factory.mktemp("rpm"))
+def entries() -> List[str]:
+    """name:module of every command, as setup.py has them."""
+    found = re.findall(r'"(\w[\w-]*)=([\w.]+):main"', (ROOT / "setup.py").read_text())
+    return [f"{name}:{module}" for name, module in found]
 
 
-def listed(package: Path) -> List[str]:
-    return subprocess.run(
-        ["rpm", "-qpl", str(package)], capture_output=True, text=True, timeout=60, check=True
-    ).stdout.split("\n")
+def test_the_spec_makes_the_commands_of_setup() -> None:
+    loop = re.search(r"for entry in ([^;]+);", SPEC.read_text())
+    assert loop is not None and loop.group(1).replace("\\\n", "").split() == entries()
 
 
 @needs_rpmbuild
-def test_the_package_brings_every_file(package: Path) -> None:
-    files = set(listed(package))
+def test_every_file_is_in_one_package(packages: Packages) -> None:
+    files = {name: listed(path) for name, path in packages.items() if name != "src"}
+    every = [one for some in files.values() for one in some]
+    assert sorted(every) == sorted(set(every)), "two packages that own one file cannot be upgraded apart"
     assert {
-        "/usr/bin/vmagent", "/usr/bin/vmagentctl", "/usr/bin/vmagent-site", "/etc/vmagent/vmagent.yaml",
+        "/usr/bin/vmagent", "/usr/bin/vmagentctl", "/etc/vmagent/vmagent.yaml",
         "/usr/lib/systemd/system/vmagent.service", "/usr/lib/systemd/system/vmagent-guard.service",
         "/usr/lib/sysusers.d/vmagent.conf",
         "/usr/lib/tmpfiles.d/vmagent.conf", "/var/lib/vmagent/overlays",
-    } <= files  # fmt: skip
+    } <= set(files["vmagent"])  # fmt: skip
     sources = [p for p in (ROOT / "vmagent").rglob("*") if p.suffix in (".py", ".json")]
-    assert {f"/usr/lib/vmagent/{p.relative_to(ROOT)}" for p in sources} <= files
-    assert not [f for f in files if "__pycache__" in f or "/tests/" in f]
+    assert {f"/usr/lib/vmagent/{p.relative_to(ROOT)}" for p in sources} <= set(files["python3-vmagent"])
+    assert not [f for f in every if "__pycache__" in f or "/tests/" in f]
 
 
 @needs_rpmbuild
-def test_configuration_of_the_site_survives_an_upgrade(package: Path) -> None:
-    done = subprocess.run(["rpm", "-qpc", str(package)], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.split() == ["/etc/vmagent/vmagent.yaml"]
-    assert "%config(noreplace) %{_sysconfdir}/vmagent/vmagent.yaml" in SPEC.read_text()
+def test_a_controller_needs_no_hypervisor(packages: Packages) -> None:
+    assert "/usr/bin/vmagent-site" in listed(packages["vmagent-site"])
+    wanted = asked(packages["vmagent-site"], r"[%{REQUIRENAME}\n]").split()
+    assert [one for one in wanted if not one.startswith("rpmlib")] == ["python3-vmagent"]
+    common = asked(packages["python3-vmagent"], r"[%{REQUIRENAME}\n]")
+    assert "libvirt" not in common and "/etc/vmagent" not in "".join(listed(packages["python3-vmagent"]))
 
 
 @needs_rpmbuild
-def test_no_scriptlet_touches_a_guest(package: Path) -> None:
-    argv = ["rpm", "-qp", "--scripts", str(package)]
-    scripts = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout
+def test_one_version_of_all(packages: Packages) -> None:
+    """The commands and the modules below them change together."""
+    for name, path in packages.items():
+        if name not in ("src", "python3-vmagent"):
+            said = asked(path, r"[%{REQUIRENAME} %{REQUIREFLAGS:depflags} %{REQUIREVERSION}\n]").splitlines()
+            assert any(re.fullmatch(rf"(python3-)?vmagent += +{vmagent.__version__}-1", one) for one in said), name
+
+
+@needs_rpmbuild
+def test_every_command_has_its_page_and_completion(packages: Packages) -> None:
+    for name, path in packages.items():
+        files = set(listed(path))
+        for command in (one for one in files if one.startswith("/usr/bin/")):
+            short = Path(command).name
+            assert f"/usr/share/bash-completion/completions/{short}" in files
+            assert any(re.fullmatch(rf"/usr/share/man/man[18]/{short}\.[18](\.gz)?", one) for one in files), name
+    assert any("/man5/vmagent.yaml.5" in one for one in listed(packages["vmagent"]))
+
+
+@needs_rpmbuild
+def test_configuration_of_the_site_survives_an_upgrade(packages: Packages) -> None:
+    said = asked(packages["vmagent"], r"[%{FILENAMES} %{FILEFLAGS:fflags}\n]").splitlines()
+    assert "/etc/vmagent/vmagent.yaml cn" in said, "c: configuration; n: noreplace"
+
+
+@needs_rpmbuild
+def test_no_scriptlet_touches_a_guest(packages: Packages) -> None:
+    scripts = ""
+    for path in packages.values():
+        argv = ["rpm", "-qp", "--scripts", str(path)]
+        scripts += subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout
     assert "vmagent.service" in scripts
-    assert not re.search(r"virsh|qemu|nft|machine\.slice|libvirt", scripts)
+    done = re.sub(r"cat <<'END'\n.*?\nEND\n", "", scripts, flags=re.DOTALL)  # what is only said
+    assert not re.search(r"virsh|qemu|nft|machine\.slice|libvirt|systemctl (start|enable)", done)
 
 
 @needs_rpmbuild
-def test_the_installed_commands_run(package: Path, tmp_path: Path) -> None:
-    cpio = subprocess.run(["rpm2cpio", str(package)], capture_output=True, timeout=60, check=True).stdout
-    subprocess.run(["cpio", "-idm", "--quiet"], input=cpio, cwd=tmp_path, timeout=60, check=True)
-    text = (tmp_path / "usr/bin/vmagent").read_text()
-    assert text.startswith("#!/usr/bin/python3 -s\n")
-    program = tmp_path / "vmagent-here"
-    program.write_text(text.replace("/usr/lib/vmagent", str(tmp_path / "usr/lib/vmagent")))
+def test_the_installed_commands_run(packages: Packages, tmp_path: Path) -> None:
+    for name in ("python3-vmagent", "vmagent", "vmagent-site"):
+        unpacked(packages[name], tmp_path)
     config = tmp_path / "etc/vmagent/vmagent.yaml"
 
-    def run(*argv: str) -> Any:
+    def run(command: str, *argv: str) -> Any:
+        text = (tmp_path / "usr/bin" / command).read_text()
+        assert text.startswith("#!/usr/bin/python3 -s\n")
+        program = tmp_path / f"{command}-here"
+        program.write_text(text.replace("/usr/lib/vmagent", str(tmp_path / "usr/lib/vmagent")))
         bare = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         return subprocess.run(
             [sys.executable, "-B", str(program), *argv], cwd="/", env=bare, capture_output=True, text=True, check=False
         )
 
-    assert run("--version").stdout == f"vmagent {vmagent.__version__}\n"
-    bare = run("--config", str(config), "--check-config")
+    assert run("vmagent", "--version").stdout == f"vmagent {vmagent.__version__}\n"
+    assert "usage: vmagentctl" in run("vmagentctl", "--help").stdout
+    assert "usage: vmagent-site" in run("vmagent-site", "--help").stdout
+    bare = run("vmagent", "--config", str(config), "--check-config")
     assert bare.returncode == 2 and "at site: missing" in bare.stderr
     config.with_name("vmagent.d").joinpath("site.yaml").write_text(
         f"site: s\nhost: h\nbroker: {{urls: [stomp://b:61613]}}\nsecurity: {{ca_directory: {tmp_path}}}\n"
     )
-    done = run("--config", str(config), "--check-config")
+    done = run("vmagent", "--config", str(config), "--check-config")
     assert (done.returncode, done.stderr) == (0, "")

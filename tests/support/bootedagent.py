@@ -54,8 +54,10 @@ def install(host: BootedHost) -> None:
     if host.run("rpm -q vmagent").code == 0:
         return
     with tempfile.TemporaryDirectory() as folder:
-        host.put({"/var/tmp/vmagent.rpm": build(Path(folder)).read_bytes()})
-    host.sh("rpm -i --nodeps /var/tmp/vmagent.rpm && systemctl -q disable vmagent vmagent-guard", 120)
+        built = build(Path(folder))
+        host.put({f"/var/tmp/{name}.rpm": built[name].read_bytes() for name in ("python3-vmagent", "vmagent")})
+    host.sh("rpm -i --nodeps /var/tmp/python3-vmagent.rpm /var/tmp/vmagent.rpm", 120)
+    host.sh("systemctl -q disable vmagent vmagent-guard", 120)
     host.put({"/etc/vmagent/vmagent.yaml": json.dumps(CONFIG).encode(), "/var/lib/vmagent/images/busy.raw": IMAGE})
     host.put({
         f"/etc/systemd/network/{BRIDGE}.netdev": f"[NetDev]\nName={BRIDGE}\nKind=bridge\n".encode(),

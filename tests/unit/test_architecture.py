@@ -37,6 +37,7 @@ MAY["render"] = LAYER0
 MAY["export"] = MAY["export"] | {"render"}
 MAY["site"] = LAYER0 | {"schema", "render", "broker.client", "broker.signing", "crashpoint", "config", "log", ""}
 MAY["site"] |= {"lanes", "givenfiles", "broker.profiles", "broker.link"}  # what broker.client is made of
+MAY["manual"] = LAYER0 | {"__main__", "local", "site", "configfile", ""}  # reads what the programs are, runs nothing
 MAY[""] = MAY["schema"] = set()
 
 ONLY: Dict[str, Tuple[str, ...]] = {

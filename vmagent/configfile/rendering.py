@@ -59,7 +59,8 @@ def _prose(text: str, indent: str) -> List[str]:
     return textwrap.wrap(text, _WIDTH, initial_indent=mark, subsequent_indent=mark, break_on_hyphens=False)
 
 
-def _fact(of: Schema, required: bool) -> str:
+def fact(of: Schema, required: bool) -> str:
+    """What is taken when a setting is not given, and what would be accepted; of a mapping its members say that."""
     if "shorthand" in of:
         return accepted(of)  # the line below shows all of its default
     default = "required" if required else f"default: {scalar(of['default'])}" if "default" in of else "optional"
@@ -76,14 +77,14 @@ def _setting(name: str, of: Schema, indent: str, required: bool) -> Iterator[str
     yield from _prose(of["description"], indent)
     shown = of["examples"][0] if "examples" in of else _default(of)
     if "properties" not in of or shown:
-        yield from _prose(_fact(of, required), indent)
+        yield from _prose(fact(of, required), indent)
     yield from _value(name, of, shown, indent, 0)
 
 
 def _commented(name: str, of: Schema, shown: Any, indent: str, depth: int, required: bool) -> Iterator[str]:
     """A setting below a commented one; its explanation is a comment of YAML even without the leading #."""
     deeper = "  " * depth
-    for line in [*_prose(of["description"], deeper), *_prose(_fact(of, required), deeper)]:
+    for line in [*_prose(of["description"], deeper), *_prose(fact(of, required), deeper)]:
         yield f"{indent}#{line}"
     yield from _value(name, of, shown, indent, depth)
 
