@@ -18,7 +18,7 @@ from vmagent.core import schemas, walltime
 from vmagent.core.actions import Do
 from vmagent.core.changes import PutAccount, PutUsage
 from vmagent.core.identity import vm_id
-from vmagent.core.model import Phase
+from vmagent.core.model import Phase, Seen
 from vmagent.core.usagemodel import Kind
 from vmagent.errors import Fault, FaultKind, Problem
 
@@ -431,3 +431,18 @@ def test_too_many_periods_are_refused_and_nothing_is_published(today: Day, monke
 
 def day_wall(after_s: float) -> str:
     return walltime.text(day.FIRST + after_s)
+
+
+def test_what_comes_back_after_its_end_is_not_booked_once_more(today: Day) -> None:
+    vm = today.start()
+    today.minutes(2, vm)
+    world = today.host.worlds[vm]
+    tag = world.tag
+    today.host.dies(vm)
+    today.site.reconciler.mark_all()
+    today.site.settle(lambda: vm not in today.site.world.records and not today.site.accountant.accounts)
+    before = today.rows()
+    world.seen, world.tag = Seen.OFF, tag  # somebody defines it again
+    today.site.run(today.site.recovery.resync())
+    today.site.settle(lambda: vm not in today.site.world.records and not today.site.accountant.accounts)
+    assert today.rows() == before and len(today.published()) == len(before)
