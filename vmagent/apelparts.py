@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import stat
 from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple
 
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
 from vmagent import ports
 from vmagent.broker.link import Link
@@ -22,9 +24,11 @@ from vmagent.export.spool import Spool
 from vmagent.images import header
 from vmagent.lanes import Lanes
 from vmagent.local.protocol import RESEND
+from vmagent.log import surprise
 from vmagent.render import apel
 from vmagent.world import World
 
+log = logging.getLogger("vmagent.export")
 PART = "accounting export"  # of host.state's `degraded`
 SPREAD_S = 3600  # hosts publish within an hour of one another, not at once
 
@@ -35,10 +39,20 @@ class Apel:
     def __init__(self, publisher: Optional[Publisher], relay: Optional[Relay]) -> None:
         self._publisher = publisher
         self._relay = relay
+        self._turn: Optional[Deferred[None]] = None  # the one under way
         self.exporters: Tuple[str, ...] = (WHO,) if publisher is not None else ()  # who must have what is pruned
 
     async def look(self) -> None:
-        """Once a minute.  Faults: the spool's, while it is sent from."""
+        """Once a minute: begin a turn, unless one is under way.  A spool or a broker that hangs holds up nobody."""
+        if self._turn is None:
+            self._turn = turn = Deferred.fromCoroutine(self.turn())
+            turn.addErrback(_told).addBoth(self._done)
+
+    def _done(self, _: object) -> None:
+        self._turn = None
+
+    async def turn(self) -> None:
+        """Publish if it is time, and send what waits.  Faults: the spool's, while it is sent from."""
         if self._publisher is not None:
             await self._publisher.look()
         if self._relay is not None:
@@ -58,6 +72,8 @@ class Apel:
             raise Problem("no-accounting", "no accounting is published here: set accounting.apel", path="verb")
         dry_run = args.get("dry_run") is True
         outcome: Outcome = await self._publisher.resend(str(args.get("month")), dry_run)
+        if self._relay is not None and not dry_run:
+            await self._relay.look()
         return {"month": args["month"], "dry_run": dry_run, "records": outcome.records, "messages": outcome.messages,
                 "superseded": outcome.superseded, "wrong": outcome.wrong}
 
@@ -98,6 +114,14 @@ def _queues(settings: ApelSettings) -> Queues:
 
     return Queues(Spool(settings.spool, settings.archive / "cloud"), queue("public-ip", settings.public_ip_spool),
                   queue("storage", settings.storage_spool))
+
+
+def _told(failure: Failure) -> None:
+    """Edge: nobody waits for this work."""
+    if isinstance(failure.value, Fault):
+        log.warning("%s", failure.value)
+    else:
+        surprise(log, "the accounting export failed", failure)
 
 
 async def _marked(row: int) -> Tuple[Sequence[Change], None]:

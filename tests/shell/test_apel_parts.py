@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Iterator, List
 
 import pytest
+from twisted.internet.defer import Deferred
 
 from tests.support import apel_reader
 from tests.support.apel_child import Run
@@ -17,7 +18,7 @@ from tests.support.controlled import fired
 from tests.support.publishing import sent
 from vmagent import apelparts
 from vmagent.core.policy import Volume
-from vmagent.errors import Problem
+from vmagent.errors import Fault, FaultKind, Problem
 from vmagent.local.protocol import RESEND
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +62,7 @@ def test_killed_while_it_writes_nothing_is_lost(tmp_path: Path, point: str) -> N
 def test_what_the_socket_may_ask(run: Run, tmp_path: Path) -> None:
     run.used(1, 2)
     assert run.ask("accounting")["apel"]["unexported_since"] == "2026-11-21T01:00:00.000Z"
-    run.settle(run.books.look())
+    run.settle(run.books.turn())
     assert (run.ask("accounting")["apel"]["exported_row"], run.books.exporters) == (2, ("apel",))
     sent(tmp_path / "outgoing")
     planned = run.ask(RESEND, month="2026-11", dry_run=True)
@@ -75,20 +76,41 @@ def test_what_the_socket_may_ask(run: Run, tmp_path: Path) -> None:
 def test_trouble_is_told_as_degraded_and_taken_back(run: Run, tmp_path: Path) -> None:
     run.used(1)
     (tmp_path / "outgoing").write_text("no directory")
-    run.settle(run.books.look())
+    run.settle(run.books.turn())
     assert "Not a directory" in run.world.degraded[apelparts.PART]
     (tmp_path / "outgoing").unlink()
     run.clock.wall = "2026-11-21T12:30:00.000Z"
-    run.settle(run.books.look())
+    run.settle(run.books.turn())
     assert apelparts.PART not in run.world.degraded and len(sent(tmp_path / "outgoing")) == 1
+
+
+def test_a_spool_that_hangs_holds_up_nobody_and_is_not_asked_twice(run: Run) -> None:
+    hung: Deferred[None] = Deferred()
+    turns: List[int] = []
+
+    async def turn() -> None:
+        turns.append(1)
+        await hung
+
+    run.books.turn = turn  # type: ignore[method-assign]
+    for _ in range(3):
+        fired(Deferred.fromCoroutine(run.books.look()))
+    assert turns == [1]
+    hung.errback(Fault(FaultKind.UNKNOWN, "it hung"))
+    fired(Deferred.fromCoroutine(run.books.look()))
+    assert turns == [1, 1]
 
 
 def test_over_the_broker(tmp_path: Path) -> None:
     run = Run(tmp_path, destination="/queue/apel")
     run.used(1)
-    run.settle(run.books.look())
+    run.settle(run.books.turn())
     ((destination, body),) = run.link.sent
     assert destination == "/queue/apel" and durations([body.decode()]) == ["3600"]
+    run.ask(RESEND, month="2026-11", dry_run=True)
+    assert len(run.link.sent) == 1
+    run.ask(RESEND, month="2026-11")
+    assert run.link.sent == [(destination, body)] * 2, "again, and at once"
     assert sent(tmp_path / "outgoing") == []
     run.stop()
 

@@ -91,7 +91,7 @@ class Run:
 def main(here: Path, hours: int) -> None:
     run = Run(here)
     run.used(*range(1, hours + 1))
-    run.settle(run.books.look())
+    run.settle(run.books.turn())
     mark = run.reactor.settle(run.store.exported()).get("apel", 0)
     print(f"unexported {len(run.reactor.settle(run.store.usage(mark, 100)))}", flush=True)
     run.stop()

@@ -34,7 +34,7 @@ log = logging.getLogger("vmagent.export")
 WHO = "apel"  # in the store's marks
 KEY = "apel"  # in the lane
 BATCH = 500  # rows read at once
-WRITE_S = 120.0
+WRITE_S, LOOK_S = 120.0, 10.0  # a spool on a file system that hangs has an end
 AGAIN_S = 600.0
 ARCHIVED_MONTHS = 14
 _TOLD = 20  # wrong rows that are named in the log
@@ -210,8 +210,8 @@ class Publisher:
         """How publishing stands.  Faults: the store's, the spool's."""
         marks = await self._rows.exported()
         first = await self._rows.usage(marks.get(WHO, 0), 1)
-        waiting = await self._lanes.run(KEY, WRITE_S, self._queues.cloud.count)
-        oldest = await self._lanes.run(KEY, WRITE_S, self._queues.cloud.oldest_s)
+        waiting = await self._lanes.run(KEY, LOOK_S, self._queues.cloud.count)
+        oldest = await self._lanes.run(KEY, LOOK_S, self._queues.cloud.oldest_s)
         return {
             "site_name": self._publisher.site_name,
             "published_at": self._published or None,
