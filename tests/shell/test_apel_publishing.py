@@ -219,6 +219,24 @@ def test_sent_again_it_overtakes_nothing_that_waits(make: Make) -> None:
     assert walls(sent(one.here / "outgoing")) == [7200]
 
 
+def test_a_restored_store_tells_nothing_older_than_was_told(make: Make) -> None:
+    one = make()
+    for number in (1, 2, 3):
+        one.rows.add(hour(number))
+    one.publish()
+    assert walls(sent(one.here / "outgoing")) == [10800]
+    restored = make()  # a copy from before the last hour, not exported yet
+    for number in (1, 2):
+        restored.rows.add(hour(number))
+    restored.rows.add(hour(2, VM[:-1] + "2"))
+    assert restored.publish().records == 1
+    assert restored.settle(restored.publisher.resend("2026-11", False)).records == 1
+    assert walls(sent(one.here / "outgoing")) == [7200]
+    restored.rows.add(hour(4))
+    restored.publish()
+    assert walls(sent(one.here / "outgoing")) == [14400]
+
+
 def test_signed_messages_are_published_and_superseded_as_well(make: Make, tmp_path: Path) -> None:
     authority = certificates.authority(key=certificates.rsa_key())
     (tmp_path / "host.pem").write_bytes(authority.pem)

@@ -72,6 +72,14 @@ def test_a_message_that_was_taken_is_behind_none(spool: Spool, tmp_path: Path) -
     assert len(spool.untaken()) == 2 and spool.read("00000000/00000000000000") is None
 
 
+def test_the_same_time_again_writes_over_nothing(tmp_path: Path) -> None:
+    for text in (b"a", b"b"):
+        Spool(tmp_path / "outgoing", tmp_path / "archive").put(text, NOW)
+        assert relay(tmp_path) == [text]
+    assert sorted(Spool(tmp_path / "outgoing", tmp_path / "archive").archived("2026-11")) == [b"a", b"b"]
+    assert list(Spool(tmp_path / "outgoing", tmp_path / "archive").archived("2026-12")) == []
+
+
 def test_drop_takes_what_nobody_has_taken(spool: Spool, tmp_path: Path) -> None:
     names = [spool.put(text, NOW) for text in (b"a", b"b")]
     assert spool.drop(names[0]) and spool.drop(names[0])

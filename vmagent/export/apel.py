@@ -5,7 +5,8 @@ Rules
 1. Rows first, marks last: what the store has from the mark on is read, written to the spool, and only then marked as
    exported.  `kill -9` in between means that the same is written again, never that something is not.
 2. Nothing older follows something newer: each message tells the newest row of each segment and month; it is queued
-   behind whatever waits, and what it supersedes is taken out of the queue, unless the relay has it already.
+   behind whatever waits, and what it supersedes is taken out of the queue, unless the relay has it already.  What is
+   older than the archive's is not told at all: only a restored store has such rows.
 3. One publication at a time.  Reading goes by batches; rendering, signing and writing are a lane's work.
 4. A failure changes nothing but what is told as degraded; it is tried again after AGAIN_S.
 """
@@ -181,9 +182,13 @@ class Publisher:
     # ---- in the lane
 
     def _write(self, rows: Sequence[Row], now_s: float, snapshot: bool) -> Outcome:
-        records, wrong = apel.of(rows, self._publisher)
-        outcome = Outcome(len(records), 0, 0, wrong)
+        made, wrong = apel.of(rows, self._publisher)
         queue = self._queues.cloud
+        records = _not_older(made, queue)
+        outcome = Outcome(len(records), 0, 0, wrong)
+        if len(records) < len(made):
+            older = len(made) - len(records)
+            log.warning("%d records are older than what was published: the store was restored", older)
         waiting = {name: apel.held((queue.read(name) or b"").decode("ascii", "replace")) for name in queue.untaken()}
         outcome.messages = self._put(queue, apel.messages(records), now_s)
         newest = {(one.vmuuid, one.month): one.at for one in records}
@@ -222,6 +227,17 @@ class Publisher:
             "waiting": waiting,
             "waiting_since": walltime.text(oldest) if oldest else None,
         }
+
+
+def _not_older(records: Sequence[apel.Record], queue: Spool) -> List[apel.Record]:
+    """Without those of which the archive has a newer one: a restored store has old rows with an old mark."""
+    if not records:
+        return []
+    told: Dict[Tuple[str, str], int] = {}
+    for text in queue.archived(min(one.month for one in records)):
+        for key, at in apel.held(text.decode("ascii", "replace")).items():
+            told[key] = max(at, told.get(key, at))
+    return [one for one in records if told.get((one.vmuuid, one.month), one.at) <= one.at]
 
 
 def _complaint(wrong: Sequence[str]) -> str:

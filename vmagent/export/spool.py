@@ -57,10 +57,13 @@ class Spool:
         if len(names) >= MOST_WAITING:
             raise Fault(FaultKind.FULL, f"{len(names)} messages wait in {self._directory}: does the relay run?")
         self._last = max([int(now_s * 1e6), self._last + 1, *(_microseconds(name) + 1 for name in names)])
-        seconds, microseconds = divmod(self._last, 10**6)
+        archive = self._archive / usage.month_of(int(now_s))
+        while (archive / _element(self._last)).exists():  # the clock went back, and the queue was emptied since
+            self._last += 1
+        element = _element(self._last)
+        seconds = self._last // 10**6
         directory = f"{seconds - seconds % GRANULARITY_S:08x}"
-        element = f"{seconds:08x}{microseconds:05x}0"
-        self._store(self._archive / usage.month_of(int(now_s)) / element, text)
+        self._store(archive / element, text)
         reach("accounts-archived")
         self._store(self._directory / directory / element, text)
         return f"{directory}/{element}"
@@ -146,6 +149,17 @@ class Spool:
         except OSError as error:
             raise fault(error) from error
 
+    def archived(self, since_month: str) -> Iterator[bytes]:
+        """Every message that was written in this month, such as 2026-11, or later."""
+        try:
+            for directory in sorted(self._archive.iterdir()) if self._archive.is_dir() else ():
+                if _MONTH.fullmatch(directory.name) and directory.name >= since_month:
+                    for file in sorted(directory.iterdir()):
+                        if _ELEMENT.fullmatch(file.name) and file.suffix != TEMPORARY:
+                            yield file.read_bytes()
+        except OSError as error:
+            raise fault(error) from error
+
     def forget(self, before_month: str) -> None:
         """Remove the archive's months before this one, such as 2025-10."""
         try:
@@ -174,6 +188,10 @@ class Spool:
                     found = _ELEMENT.fullmatch(entry)
                     if found and not found.group(2):
                         yield f"{directory}/{entry}"
+
+
+def _element(microseconds: int) -> str:
+    return f"{microseconds // 10**6:08x}{microseconds % 10**6:05x}0"
 
 
 def _microseconds(name: str) -> int:
