@@ -268,6 +268,31 @@ def test_addresses_and_volumes_have_queues_of_their_own(make: Make, tmp_path: Pa
     assert len(sent(tmp_path / "outgoing")) == 1
 
 
+def test_addresses_that_cannot_be_told_keep_nothing_else_back(make: Make, tmp_path: Path) -> None:
+    one = make(extra=True)
+    told = hour(1, volumes=[{"volume": "data", "attached_at": "yesterday"}])
+    told["footprint"]["public_addresses"] = ["nowhere"]
+    one.rows.add(told)
+    outcome = one.publish()
+    assert (outcome.messages, len(outcome.wrong), one.rows.marks) == (1, 2, {"apel": 1})
+    assert "2 periods" in one.troubles[-1] and len(sent(tmp_path / "outgoing")) == 1
+
+
+def test_after_a_surprise_it_waits_too(make: Make) -> None:
+    one = make()
+    one.rows.add(hour(1))
+
+    async def surprising(row: int) -> None:
+        raise ZeroDivisionError
+
+    one.publisher._mark = surprising
+    with pytest.raises(ZeroDivisionError):
+        one.settle(one.publisher.look())
+    one.at("2026-11-21T10:06:00Z")
+    one.settle(one.publisher.look())  # not each minute: it does not even try
+    assert one.spool.count() == 1
+
+
 def test_how_it_stands(make: Make) -> None:
     one = make()
     one.rows.add(hour(1))

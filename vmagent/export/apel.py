@@ -106,10 +106,10 @@ class Publisher:
         now = self._now()
         if self._due - self._every_s <= now < self._due:
             return
+        self._due = now + AGAIN_S  # whatever it ends with
         try:
             await self.publish()
         except Fault as fault:
-            self._due = now + AGAIN_S
             self._tell(str(fault))
         else:
             self._due = next_at(now, self._every_s, self._offset_s)
@@ -195,14 +195,19 @@ class Publisher:
         for name, held in waiting.items():
             if held and all(newest.get(key, -1) >= at for key, at in held.items()):
                 outcome.superseded += queue.drop(name)
-        if snapshot and self._queues.public_ip is not None:
-            texts = publicip.messages(rows, self._publisher, int(now_s))
-            outcome.messages += self._put(self._queues.public_ip, texts, now_s)
-        if self._queues.storage is not None:
-            sized = [_sized(row, self._size) for row in rows]
-            outcome.messages += self._put(self._queues.storage, star.messages(sized, self._publisher), now_s)
+        for beside, render in ((self._queues.public_ip if snapshot else None, self._addresses),
+                               (self._queues.storage, self._storage)):
+            if beside is not None:
+                outcome.messages += self._put(beside, render(rows, now_s, wrong), now_s)
         queue.forget(_months_before(now_s, ARCHIVED_MONTHS))
         return outcome
+
+    def _addresses(self, rows: Sequence[Row], now_s: float, wrong: List[str]) -> List[str]:
+        return _rendered(lambda: publicip.messages(rows, self._publisher, int(now_s)), "public addresses", wrong)
+
+    def _storage(self, rows: Sequence[Row], now_s: float, wrong: List[str]) -> List[str]:
+        sized = (_sized(row, self._size) for row in rows)
+        return _rendered(lambda: star.messages(sized, self._publisher), "volumes and snapshots", wrong)
 
     def _put(self, queue: Spool, texts: Sequence[str], now_s: float) -> int:
         for text in texts:
@@ -238,6 +243,15 @@ def _not_older(records: Sequence[apel.Record], queue: Spool) -> List[apel.Record
         for key, at in apel.held(text.decode("ascii", "replace")).items():
             told[key] = max(at, told.get(key, at))
     return [one for one in records if told.get((one.vmuuid, one.month), one.at) <= one.at]
+
+
+def _rendered(render: Callable[[], List[str]], what: str, wrong: List[str]) -> List[str]:
+    """A row that these cannot tell keeps back neither the records of VMs nor what comes after them."""
+    try:
+        return render()
+    except (ValueError, KeyError, TypeError) as error:
+        wrong.append(f"{what}: {error!r}")
+        return []
 
 
 def _complaint(wrong: Sequence[str]) -> str:
