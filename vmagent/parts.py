@@ -23,6 +23,7 @@ from vmagent.broker.signing import Unsigned, Verifier
 from vmagent.broker.trust import TrustStore
 from vmagent.channel import Channel, channel
 from vmagent.chronicle import Chronicle, Feeds
+from vmagent.condition import Condition
 from vmagent.config import Config
 from vmagent.consequences import Consequences
 from vmagent.core.changes import Change, PutSetting
@@ -266,9 +267,7 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
     """Wire everything.  Problem `configuration` when something named in it cannot be used."""
     policy = config.policy
     lanes = {name: Lanes(name, threads, reactor) for name, threads in THREADS.items()}
-    broker = config.broker
-    store = SqliteStore(config.directories.state / "vmagent.db", lanes["store"], broker.spool_rows,
-                        broker.spool_mib * 2**20)
+    store = _store(config, lanes["store"])
     images = imageparts.files(config, reactor, clock, chance, lanes, lambda: imageparts.wished(world), store.context,
                               lambda: consequences.policy.disk_floor_gib)
     interfaces.ours_alone(policy.instance)
@@ -300,8 +299,9 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
     way = channel(config, reactor, clock, chance, store, intake, world)
     late.outbox = way.outbox
     queries = Queries(world, store, hypervisor, images, clock, lambda: consequences.policy,
-                      lambda: dataclasses.asdict(way.link.state()), said.capabilities,
-                      kernel.firewall.counters, commands, said.offering, measured.telemetry.view, books.usage)
+                      Condition(store, images, way, clock, said.certificates, lambda: consequences.policy),
+                      said.capabilities, kernel.firewall.counters, commands, said.offering, measured.telemetry.view,
+                      books.usage)
     grid = apelparts.build(config, store, world, clock, lanes["export"], way.link,
                            lambda: consequences.policy.volumes)
     local = _socket(config, reactor, intake, {**queries.table(), **grid.queries()}, feed, clock)
@@ -316,6 +316,11 @@ def _socket(
     return LocalServer(config.socket, reactor,
                        lambda payload, signer: Deferred.fromCoroutine(intake.local(payload, signer)),
                        table, feed, clock, config.policy.host)
+
+
+def _store(config: Config, lane: Lanes) -> SqliteStore:
+    broker = config.broker
+    return SqliteStore(config.directories.state / "vmagent.db", lane, broker.spool_rows, broker.spool_mib * 2**20)
 
 
 def _loop(

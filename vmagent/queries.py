@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred
 
 import vmagent
 from vmagent import ports
+from vmagent.condition import Condition
 from vmagent.core import imageviews
 from vmagent.core.model import NicCounters, Now, Observed, VmRecord
 from vmagent.core.policy import Policy
@@ -41,7 +42,7 @@ class Queries:
         images: ports.Images,
         clock: ports.Clock,
         policy: Callable[[], Policy],
-        broker: Callable[[], Mapping[str, Any]],
+        condition: Condition,
         capabilities: Callable[[], Mapping[str, Any]],
         counters: Callable[[], Deferred[Mapping[str, NicCounters]]],
         catalogue: ImageCommands,
@@ -55,7 +56,7 @@ class Queries:
         self._images = images
         self._clock = clock
         self._policy = policy
-        self._broker = broker
+        self._condition = condition
         self._capabilities = capabilities
         self._counters = counters
         self._catalogue = catalogue
@@ -164,7 +165,7 @@ class Queries:
 
     async def _status(self, args: Args) -> Any:
         return views.status(self._records(), self._world.observed, self._policy(), self._hypervisor.info(),
-                            self._world.epoch, self._facts())
+                            self._world.epoch, {**self._facts(), "health": await self._condition.facts()})
 
     async def _capacity(self, args: Args) -> Any:
         """The data of host.capacity, reckoned now."""
@@ -183,7 +184,7 @@ class Queries:
 
     def _facts(self) -> Dict[str, Any]:
         return {"version": vmagent.__version__, "wall": self._now().wall, "drained": self._world.drained,
-                "degraded": dict(self._world.degraded), "broker": dict(self._broker())}
+                "degraded": dict(self._world.degraded), "broker": self._condition.broker()}
 
 
 def _text(args: Args, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Callable, Mapping
 
@@ -34,13 +35,15 @@ AROUND_S = 5.0
 
 @dataclass(frozen=True)
 class Speakers:
-    """room: what admission may promise, read now; capabilities: what this host can really enforce."""
+    """room: what admission may promise, read now; capabilities: what this host can really enforce; certificates:
+    file -> whole days left."""
 
     announcer: Announcer
     offering: Offering
     questions: Questions
     room: Callable[[], Deferred[HostRoom]]
     capabilities: Callable[[], Mapping[str, Any]]
+    certificates: Callable[[], Mapping[str, int]]
 
 
 def speakers(
@@ -51,14 +54,15 @@ def speakers(
     """Built, silent yet."""
     room = _room(hypervisor, images, kernel, world, consequences)
     capabilities = _capabilities(hypervisor, kernel, consequences)
+    certificates = functools.partial(_days_left, trust, clock)
     announcer = Announcer(world, store, hypervisor, consequences, clock, config.security.commands,
-                          vmagent.__version__, lambda: _days_left(trust, clock), capabilities, commands.here)
+                          vmagent.__version__, certificates, capabilities, commands.here)
     url = config.broker.urls[0]
     offering = Offering(world, hypervisor, consequences, clock, room, _around(files, consequences),
                         lambda data, now: glue.share(announcer.host(now), data, commands.here(now), url))
     announcer.capacity = offering.view
     questions = Questions(world, consequences, offering, config.hypervisor.threads)
-    return Speakers(announcer, offering, questions, room, capabilities)
+    return Speakers(announcer, offering, questions, room, capabilities, certificates)
 
 
 def _capabilities(

@@ -1,7 +1,8 @@
 """A broker and one agent in one, behind a real socket: as much as a controller's process can see of either.
 
 Every command is checked by the agents' schemas; a start goes through its phases at once, a stop ends it.  Frames are
-those of STOMP 1.2.  `refuse` makes it refuse every command; `silent` makes it answer none.
+those of STOMP 1.2.  `refuse` makes it refuse every command; `silent` makes it answer none; of `deaf` verbs it says
+`accepted` and nothing more.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import base64
 import functools
 import json
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from tests.support.building import now
 from tests.support.controlled import EPOCH, HOST, STATE, WALL, host_state
@@ -22,12 +23,14 @@ from vmagent.core.commands import Command, Signer
 class OneAgent:
     """Use `with OneAgent() as agent:`; `agent.url` is its broker."""
 
-    def __init__(self, refuse: Optional[Mapping[str, Any]] = None, silent: bool = False) -> None:
+    def __init__(self, refuse: Optional[Mapping[str, Any]] = None, silent: bool = False,
+                 deaf: Sequence[str] = ()) -> None:
         self.commands: List[Command] = []
         self.subscriptions: Dict[str, str] = {}  # destination -> id, of the connection that came last
         self.phases: Dict[str, str] = {}
         self._refuse = refuse
         self._silent = silent
+        self._deaf = tuple(deaf)
         self._sequence = 0
         self._messages = 0
         self._peer = Peer(self._serve)
@@ -94,6 +97,8 @@ class OneAgent:
         count = command.args.get("count", 1)
         vms = [identity.vm_id(command.id, n) for n in range(count)] if start else list(command.args["vms"])
         reply("accepted", result={"members": [_member(n, vm, "accepted") for n, vm in enumerate(vms)]})
+        if command.verb in self._deaf:
+            return
         for phase in ("pending", "starting", "running", "ready") if start else ("stopping", "stopped"):
             for vm in vms:
                 self.phases[vm] = phase

@@ -26,6 +26,7 @@ LAYER3 = {"reconciler", "world", "consequences", "observer", "intake", "announce
 TOP = {"__main__", "daemon", "parts", "imageparts", "kernelparts", "meterparts", "bookparts", "channel", "speaking",
        "queries"}
 TOP |= {"apelparts"}
+TOP |= {"condition"}
 
 MAY: Dict[str, Set[str]] = dict.fromkeys(LAYER0, LAYER0)
 MAY.update({part: LAYER0 | LAYER1 | {""} for part in LAYER1})
@@ -34,9 +35,10 @@ LAYER3 |= {"accounting", "bookings", "usagereport"}
 MAY.update({part: LAYER0 | LAYER3 | {"ports", "crashpoint", "config", "log", ""} for part in LAYER3})
 MAY.update({part: LAYER0 | LAYER1 | LAYER2 | LAYER3 | TOP | {""} for part in TOP})
 MAY["render"] = LAYER0
-MAY["export"] = MAY["export"] | {"render"}
+MAY["export"] = MAY["export"] | {"render", "local.ctl_client"}  # a plug-in is a client of the local socket
 MAY["site"] = LAYER0 | {"schema", "render", "broker.client", "broker.signing", "crashpoint", "config", "log", ""}
 MAY["site"] |= {"lanes", "givenfiles", "broker.profiles", "broker.link"}  # what broker.client is made of
+MAY["site"] |= {"export.plugin"}  # the frame of its plug-in
 MAY["manual"] = LAYER0 | {"__main__", "local", "site", "configfile", ""}  # reads what the programs are, runs nothing
 MAY[""] = MAY["schema"] = set()
 
@@ -44,7 +46,7 @@ ONLY: Dict[str, Tuple[str, ...]] = {
     "libvirt": ("hypervisor/",),
     "stomp": ("broker/client.py",),
     "sqlite3": ("store/", "site/database.py"),
-    "twisted.internet.reactor": ("daemon.py", "site/__main__.py"),
+    "twisted.internet.reactor": ("daemon.py", "site/__main__.py", "site/check_vm_creation.py"),
     "systemd": ("daemon.py", "log.py"),
     "jsonschema": ("core/schemas.py",),
     "yaml": ("configfile/", "site/"),
@@ -52,7 +54,7 @@ ONLY: Dict[str, Tuple[str, ...]] = {
 IMPURE = {"time", "random", "os", "logging", "threading", "socket", "subprocess", "secrets", "twisted", "asyncio", "io"}
 CLOCKS = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today", "date.today"}
 BROAD = ("Exception", "BaseException")
-CLOCK_OWNERS = ("daemon.py", "site/__main__.py")
+CLOCK_OWNERS = ("daemon.py", "site/__main__.py", "site/check_vm_creation.py")  # the programs
 LONGEST_FILE, LONGEST_FUNCTION = 400, 45
 
 

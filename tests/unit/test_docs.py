@@ -24,10 +24,12 @@ from vmagent.core.alarms import ALARMS
 from vmagent.core.commands import VERBS, Signer
 from vmagent.core.limits import Outside
 from vmagent.core.model import Outcome, Phase
+from vmagent.export import check_vmagent
 from vmagent.local import ctl_parser, protocol
 from vmagent.local.doctor import CHECKS
 from vmagent.queries import Queries
 from vmagent.site import arguments as site_arguments
+from vmagent.site import check_vm_creation
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -276,12 +278,13 @@ def commands(page: Path) -> Iterator[str]:
             lines += body.replace("\\\n", " ").splitlines()
     lines += CODE.findall(FENCE.sub("", text))
     for line in lines:
-        found = re.match(r"(?:sudo )?(vmagent|vmagentctl|vmagent-site)(?= )(.*)", line.strip())
+        found = re.match(r"(?:sudo )?(vmagent|vmagentctl|vmagent-site|check_\w+)(?= )(.*)", line.strip())
         if found and "..." not in line:
             yield found.group(1) + re.split(r"\s+(?:\||&&|>|#)", found.group(2) + " ")[0]
 
 
-PARSERS = {"vmagent": arguments, "vmagentctl": ctl_parser.parser, "vmagent-site": site_arguments.parser}
+PARSERS = {"vmagent": arguments, "vmagentctl": ctl_parser.parser, "vmagent-site": site_arguments.parser,
+           "check_vmagent": check_vmagent.parser, "check_vm_creation": check_vm_creation.parser}
 
 
 def exists(parser: argparse.ArgumentParser, argv: List[str]) -> bool:

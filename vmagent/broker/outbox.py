@@ -60,7 +60,7 @@ class Outbox:
     """Implements ports.Outbox.  `link.on_state` calls `link_changed`; `wake` says that something was committed.
 
     source: `//site/host`, as in the events; destinations: stream -> destination, with "replies" for the default one;
-    render(row): the body's bytes, the same every time; window: rows under way; reactor: callLater.
+    render(row): the body's bytes, the same every time; window: rows under way; reactor: callLater, seconds.
     """
 
     def __init__(
@@ -93,6 +93,7 @@ class Outbox:
         self._diverted: Set[int] = set()  # replies that go to the default destination
         self._timers: Dict[str, Any] = {}
         self.counts: Counter[str] = Counter()  # sent, receipted, refused, unrendered
+        self.published_at: Optional[float] = None  # of the last receipt, on the reactor's clock
 
     def wake(self) -> None:
         self._more = True
@@ -190,6 +191,7 @@ class Outbox:
         reach("receipted")
         self._receipted.add(row.row)
         self.counts["receipted"] += 1
+        self.published_at = self._reactor.seconds()
         for about in (self._diverted, self._suspects):
             about.discard(row.row)
         self._refusals.pop(row.row, None)

@@ -259,7 +259,8 @@ def status(
 ) -> Json:
     """`status` -> {host, site, epoch, hypervisor, phases: {phase: count}, ended: {outcome: count}, ...facts}.
 
-    facts (of the daemon): drained: bool, degraded: {part: why}, broker: {connected: bool, ...}, version, outbox_rows.
+    facts (of the daemon): drained: bool, degraded: {part: why}, broker: {up: bool, ...}, version, and how it fares
+    (health: condition.py).
     """
     phases: Dict[str, int] = {}
     ended: Dict[str, int] = {outcome.value: 0 for outcome in Outcome}

@@ -1,0 +1,70 @@
+"""How the agent itself fares, in numbers that a monitor can judge: told with `status` on the local socket.
+
+Rules: nothing is judged here; what cannot be found out now is None, never 0, and hides nothing of the rest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Awaitable, Callable, Dict, Mapping, Optional
+
+from vmagent import ports
+from vmagent.channel import Channel
+from vmagent.core import walltime
+from vmagent.core.policy import Policy
+from vmagent.errors import Fault
+
+
+class Condition:
+    """`facts()` is what `status` shows as `health`.  certificates: file -> whole days left."""
+
+    def __init__(
+        self,
+        store: ports.Store,
+        images: ports.Images,
+        way: Channel,
+        clock: ports.Clock,
+        certificates: Callable[[], Mapping[str, int]],
+        policy: Callable[[], Policy],
+    ) -> None:
+        self._store = store
+        self._images = images
+        self._way = way
+        self._clock = clock
+        self._certificates = certificates
+        self._policy = policy
+
+    def broker(self) -> Dict[str, Any]:
+        """The state of the link: {up, url, since, why, failures}."""
+        return dataclasses.asdict(self._way.link.state())
+
+    async def facts(self) -> Dict[str, Any]:
+        """{link_s, spool_age_s, published_age_s, certificates, disk_free_gib, disk_floor_gib}.
+
+        link_s: seconds since the link to the broker came or went; spool_age_s: age of the oldest message that waits
+        for the broker, 0 = none waits; published_age_s: since the broker last took one, None = not since the start.
+        """
+        now = self._clock.now()
+        published = self._way.outbox.published_at
+        return {
+            "link_s": round(max(0.0, now.at - self._way.link.state().since), 1),
+            "spool_age_s": await _known(self._spool_age_s(now.wall)),
+            "published_age_s": None if published is None else round(max(0.0, now.at - published), 1),
+            "certificates": dict(self._certificates()),
+            "disk_free_gib": await _known(self._free_gib()),
+            "disk_floor_gib": self._policy().disk_floor_gib,
+        }
+
+    async def _spool_age_s(self, wall: str) -> float:
+        rows = await self._store.outbox(0, 1)
+        return round(max([0.0, *(walltime.seconds(wall) - walltime.seconds(row.time_wall) for row in rows)]), 1)
+
+    async def _free_gib(self) -> float:
+        return float(await self._images.free_gib())
+
+
+async def _known(asked: Awaitable[float]) -> Optional[float]:
+    try:
+        return await asked
+    except Fault:
+        return None
