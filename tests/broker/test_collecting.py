@@ -12,6 +12,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Tuple
 
 import pytest
 
+from tests.broker.test_site_process import TIDY
 from tests.support.controlled import site
 from tests.support.droppingbroker import DroppingBroker
 from tests.support.published import Publisher, use
@@ -64,7 +65,7 @@ class Process:
         return subprocess.run(self._command(*argv), cwd=ROOT, capture_output=True, text=True, timeout=120)
 
     def _command(self, *argv: str) -> List[str]:
-        return [sys.executable, "-m", "vmagent.site", "--config", str(self.config), *argv]
+        return [sys.executable, "-c", TIDY, "--config", str(self.config), *argv]
 
     def listed(self) -> Dict[str, Any]:
         done = self.run("list", "--collected", "--json")

@@ -19,6 +19,11 @@ from tests.support.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIO3B0yC6l0yX8pQ3ZVtCzXb5b7m8m7l6pY8m4bJ8m2bJ me@example.org"
+TIDY = ("import gc, sys, threading\n"
+        "def tidy():\n while True:\n  gc.collect()\n  threading.Event().wait(0.05)\n"
+        "threading.Thread(target=tidy, daemon=True).start()\n"
+        "from vmagent.site.__main__ import main\nsys.exit(main(sys.argv[1:]))")
+"""vmagent-site while garbage is collected all the time: what nobody holds is gone."""
 START = ["start", HOST, "--image", "tiny", "--flavour", "small", "--lifetime", "1m"]
 
 
@@ -107,10 +112,14 @@ def test_an_agent_that_is_silent_is_four(tmp_path: Path) -> None:
 def test_watch_goes_on_until_interrupted(tmp_path: Path) -> None:
     with OneAgent() as agent:
         config = configured(tmp_path, agent.url)
-        watch = subprocess.Popen([sys.executable, "-m", "vmagent.site", "--config", str(config), "watch", "--json"],
+        watch = subprocess.Popen([sys.executable, "-c", TIDY, "--config", str(config), "watch", "--json"],
                                  cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         try:
             until(lambda: len(agent.subscriptions) >= 2, what="the watcher's subscriptions")
+            for _ in range(50):  # garbage is collected meanwhile
+                agent.publish_state("running")
+                assert watch.stdout is not None
+                assert json.loads(watch.stdout.readline())["data"]["phase"] == "running"
             agent.publish_state("ready")
             assert watch.stdout is not None
             line = json.loads(watch.stdout.readline())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import logging
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, List, Optional, Sequence
 
 from twisted.internet.defer import Deferred, TimeoutError, ensureDeferred
+from twisted.internet.error import ReactorNotRunning
 from twisted.python.failure import Failure
 
 from vmagent.errors import Fault, Problem
@@ -104,14 +106,16 @@ def _with_reactor(said: argparse.Namespace, site: Site) -> int:
 
     clock: Any = reactor
     codes: List[int] = []
+    going: List[Deferred[Any]] = []  # a coroutine that only waits for itself would be collected as garbage
 
     def ended(outcome: Any) -> None:
         codes.append(_code(outcome, said) if isinstance(outcome, Failure) else int(outcome))
-        if clock.running:
+        with contextlib.suppress(ReactorNotRunning):  # a signal stops it, too
             clock.stop()
 
     def begin() -> None:
-        ensureDeferred(_run(said, site, clock)).addBoth(ended)
+        going.append(ensureDeferred(_run(said, site, clock)))
+        going[0].addBoth(ended)
 
     clock.callWhenRunning(begin)
     clock.run()

@@ -35,15 +35,21 @@ async def collect(said: argparse.Namespace, site: Site, reactor: Any, wall_s: Ca
         return Book(database), database.close
 
     gatherer = Gatherer(site, reactor, wall_s, open_book)
-    reactor.addSystemEventTrigger("before", "shutdown", lambda: Deferred.fromCoroutine(gatherer.stop()))
+    ended: Deferred[None] = Deferred()
+
+    def shut() -> Deferred[None]:
+        ended.callback(None)
+        return Deferred.fromCoroutine(gatherer.stop())
+
+    reactor.addSystemEventTrigger("before", "shutdown", shut)
     anew = await gatherer.open()
     try:
         connected = gatherer.connect(anew)
         if not said.once:
-            await connected
             err.write(f"vmagent-site: collecting into {where}\n")
             err.flush()
-            await Deferred()
+            await ended
+            return Code.OK
         try:
             await connected.addTimeout(CONNECT_S, reactor)
         except TimeoutError:
