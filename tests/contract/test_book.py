@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterator, List
 import pytest
 
 from tests.support import postgres
-from tests.support.published import Publisher, raw
+from tests.support.published import AT, Publisher, raw
 from vmagent.errors import Fault, Problem
 from vmagent.site import shelf
 from vmagent.site.book import Book
@@ -132,10 +132,10 @@ def test_missing_use_is_waited_for_and_no_snapshot_heals_it(book: Book, database
 
 def test_what_expires_on_its_way_is_never_missing(book: Book, database: Database) -> None:
     host = Publisher()
-    old = host.event("host.telemetry", {"n": 1}, "telemetry")
-    host.event("host.telemetry", {"n": 2}, "telemetry")
-    take(book, host.event("host.telemetry", {"n": 3}, "telemetry"), old)
-    assert [one.data for one in shelf.latest(database, "host.telemetry")] == [{"n": 3}]
+    first, _, third, other = (host.event("host.telemetry", {"to": AT, "vms": [], "n": n, "part": part}, "telemetry")
+                              for n, part in ((1, 1), (2, 1), (3, 1), (4, 2)))
+    take(book, third, first, other)
+    assert [one.data["n"] for one in shelf.latest(database, "host.telemetry")] == [3, 4]  # the newest of each part
     assert shelf.completeness(database)["missing"] == []
 
 

@@ -93,7 +93,10 @@ def still(row: Dict[str, Any]) -> Dict[str, Any]:
 def same(agent: Agent, collector: Collector) -> bool:
     """Whether the book says what the agent says, now."""
     shown = {row["vm"]: still(row) for row in ctl(agent, "list")["vms"]}
-    return bool(shown) and {vm: still(row) for vm, row in collector.rows().items()} == shown
+    rebuilt = {vm: still(row) for vm, row in collector.rows().items()}
+    if rebuilt != shown:
+        print(f"shown   {shown}\nrebuilt {rebuilt}")
+    return bool(shown) and rebuilt == shown
 
 
 def checked(agent: Agent, *argv: str) -> Read:

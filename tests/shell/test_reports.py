@@ -34,12 +34,18 @@ class Asked:
         Book(database).take([raw(event) for event in events])
         database.close()
 
+    def pause(self, seconds: float) -> None:
+        """The second look is the last."""
+        self.paused = [*getattr(self, "paused", []), seconds]
+        if len(self.paused) == 2:
+            raise KeyboardInterrupt
+
     def __call__(self, *argv: str, hosts: Tuple[str, ...] = ()) -> Tuple[int, str, str]:
         out, err = io.StringIO(), io.StringIO()
         said = parser().parse_args(argv)
         database = Database(self.place, made=False)
         try:
-            code = READERS[said.verb](Reading(said, database, hosts, lambda: NOW_S, out, err))
+            code = READERS[said.verb](Reading(said, database, hosts, lambda: NOW_S, out, err, self.pause))
         finally:
             database.close()
         return code, out.getvalue(), err.getvalue()
@@ -136,6 +142,33 @@ def test_the_list_says_what_did_not_come(asked: Asked) -> None:
     asked.take(lost, host.snapshot())
     assert asked("list", "--collected") == (0, "no VMs\n", "")
     assert V1 in asked("list", "--collected", "--ended")[1]
+
+
+def busy(host: Publisher, part: int, vm: str, cpu: Any, to: str = "2026-11-28T23:59:30.000Z") -> Dict[str, Any]:
+    spread = None if cpu is None else {"average": cpu, "peak": cpu * 2}
+    told = {"vm": vm, "cpu_percent": spread, "delay_percent": None, "memory_mib": None,
+            "disk": {"read_bytes": {"sum": 9, "average": 3.0, "peak": 9.0}}, "network": {}}
+    return host.event("host.telemetry", {"to": to, "part": part, "parts": 2, "vms": [told]}, "telemetry", to)
+
+
+def test_top_shows_the_busiest_first_and_what_is_not_known_as_such(asked: Asked) -> None:
+    host, old = Publisher("wn1"), Publisher("wn2")
+    asked.take(host.state(V1, "ready"), host.state(V2, "ready"), old.state(V1, "ready"),
+               busy(host, 1, V1, 10.0), busy(host, 2, V2, 60.0), busy(old, 1, V1, 99.0, "2026-11-28T23:00:00.000Z"))
+    code, out, _ = asked("top", "--once")
+    rows = [line.split() for line in out.splitlines()]
+    assert code == 0 and [row[:2] for row in rows[1:]] == [["wn1", V2], ["wn1", V1], ["wn2", V1]]
+    assert rows[1][5:8] == ["60.0", "120.0", "-"] and rows[1][9] == "3" and rows[1][-2:] == ["30s", "ago"]
+    assert rows[3][5:7] == ["-", "-"] and rows[3][-2:] == ["1h", "ago"]
+    first = json.loads(asked("top", "--once", "--json")[1])["vms"][0]
+    assert (first["cpu_percent"], first["out_bytes_per_s"]) == (60.0, None)
+
+
+def test_top_goes_on_until_interrupted(asked: Asked) -> None:
+    asked.take(Publisher().state(V1, "ready"))
+    with pytest.raises(KeyboardInterrupt):
+        asked("top", "--interval", "7s")
+    assert asked.paused == [7, 7]
 
 
 def test_the_place_may_be_configured(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ VERBS_ON_VMS: Tuple[Tuple[str, str, str], ...] = (
 WAIT_S = 900
 ANSWER_S = 30
 LISTEN_S = 5
+TOP_S = 5
 
 
 def parser() -> argparse.ArgumentParser:
@@ -200,6 +201,12 @@ def _collecting(subs: Any) -> None:
     _database(sub)
     sub = _add(subs, "capacity", "what the whole site can take now; from the collector's database",
                "vmagent-site capacity\n  vmagent-site capacity --json")
+    _database(sub)
+    sub = _add(subs, "top", "every VM with what it does now, again and again; from the collector's database",
+               "vmagent-site top\n  vmagent-site top --once --json")
+    sub.add_argument("--once", action="store_true", help="look once and end")
+    sub.add_argument("--interval", type=asking.span, default=TOP_S, metavar="SPAN",
+                     help=f"time between two looks (default {TOP_S}s)")
     _database(sub)
 
 

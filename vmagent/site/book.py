@@ -29,6 +29,7 @@ COUNTED = ("events", "usage")
 """Streams that lose nothing silently; the others expire on their way, and their newest message is all that matters."""
 KEPT_GONE_S = 90 * 86400
 MOST_ASIDE = 10_000
+MOST_PARTS = 1000  # of one host's telemetry
 _NEWER = "(excluded.epoch, excluded.sequence) > ({0}.epoch, {0}.sequence)"
 Event = Mapping[str, Any]
 
@@ -142,8 +143,10 @@ class Book:
             self._snapshot(host, event)
         elif kind == "vm.usage":
             self._usage(host, event, heard)
-        elif kind in ("host.state", "host.capacity", "host.telemetry"):
+        elif kind in ("host.state", "host.capacity"):
             self._latest(host, kind, event, event["data"])
+        elif kind == "host.telemetry":
+            self._latest(host, f"{kind}.{event['data']['part']}", event, event["data"])
 
     # -- states
 
@@ -235,6 +238,11 @@ def _usable(event: Event) -> None:
         states = data["vms"]
         if not isinstance(data["host"], dict):
             raise ValueError("a snapshot has the host's state")
+    elif kind == "host.telemetry":
+        walltime.seconds(data["to"])
+        states = data["vms"]
+        if not isinstance(data["part"], int) or not 1 <= data["part"] <= MOST_PARTS:
+            raise ValueError(f"part must be a number from 1 to {MOST_PARTS}")
     if any(not isinstance(state["vm"], str) or not state["vm"].isprintable() for state in states):
         raise ValueError("vm must be a printable text")
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import csv
+import time
 from dataclasses import dataclass
 from typing import Any, Callable, List, Mapping, Sequence, TextIO
 
 from vmagent.core import columns, duration, walltime
 from vmagent.errors import Problem
-from vmagent.site import accounts, gluing, output, shelf, stock
+from vmagent.site import accounts, busy, gluing, output, shelf, stock
 from vmagent.site.commands import Code
 from vmagent.site.database import Database
 
@@ -31,6 +32,7 @@ class Reading:
     wall_s: Callable[[], float]
     out: TextIO
     err: TextIO
+    pause: Callable[[float], None] = time.sleep  # between two looks
 
     def tell(self, text: str) -> None:
         self.err.write(f"vmagent-site: {columns.clean(text)}\n")
@@ -182,9 +184,44 @@ def glue(run: Reading) -> int:
     return Code.OK if whole else Code.FAILED
 
 
+# -- top
+
+
+def top(run: Reading) -> int:
+    """Again and again until interrupted; with --once one look."""
+    while True:
+        now = run.wall_s()
+        rows = busy.rows(shelf.states(run.database), shelf.latest(run.database, "host.telemetry"), now)
+        if run.said.json:
+            output.as_json(run.out, {"at": walltime.text(now), "vms": rows})
+        else:
+            run.out.write(CLEAR if run.out.isatty() and not run.said.once else "")
+            run.table(TOP_HEADER, [_busy(row) for row in rows], "no VMs")
+            run.out.flush()
+        if run.said.once:
+            return Code.OK
+        run.pause(run.said.interval)
+
+
+TOP_HEADER = ("HOST", "ID", "NAME", "PHASE", "VO", "CPU %", "PEAK %", "WAIT %", "MEMORY MiB", "READ B/s", "WRITE B/s",
+              "IN B/s", "OUT B/s", "TOLD")
+CLEAR = "\x1b[H\x1b[2J"
+
+
+def _busy(row: Json) -> List[str]:
+    names = ("cpu_percent", "cpu_peak_percent", "delay_percent", "memory_mib", "read_bytes_per_s", "write_bytes_per_s",
+             "in_bytes_per_s", "out_bytes_per_s")
+    numbers = ["" if row[name] is None else f"{row[name]:.1f}" if "percent" in name else f"{row[name]:.0f}"
+               for name in names]
+    told = "never" if row["told_s"] is None else f"{duration.text(row['told_s'])} ago"
+    texts = [str(row[name] or "") for name in ("host", "vm", "name", "phase", "vo")]
+    return [*texts, *numbers, told]
+
+
 READERS: Mapping[str, Callable[[Reading], int]] = {
     "list": listing,
     "usage": usage,
     "capacity": capacity,
     "glue": glue,
+    "top": top,
 }

@@ -23,8 +23,9 @@ class Latest:
 
 
 def latest(database: Database, kind: str) -> List[Latest]:
-    """Of `host.state`, `host.capacity`, `host.telemetry`; by host."""
-    rows = database.rows("SELECT host, at, data FROM latest WHERE kind = ? ORDER BY host", (kind,))
+    """Of `host.state`, `host.capacity`, and every part of `host.telemetry`; by host."""
+    rows = database.rows("SELECT host, at, data FROM latest WHERE kind = ? OR kind LIKE ? ORDER BY host, kind",
+                         (kind, f"{kind}.%"))
     return [Latest(host, at, json.loads(data)) for host, at, data in rows]
 
 
