@@ -94,6 +94,8 @@ def test_a_greater_epoch_is_newer_whatever_its_sequence(book: Book, database: Da
     last = first.state(V1, "ready")
     take(book, second.state(V1, "stopping"), last)
     assert phases(database) == {V1: "stopping"}
+    take(book, second.snapshot(second.full(V1, "stopping")), first.state(V2, "ready"))  # V2 ended with its epoch
+    assert phases(database) == {V1: "stopping"}
 
 
 def test_missing_states_are_seen_and_healed_by_a_snapshot(book: Book, database: Database) -> None:

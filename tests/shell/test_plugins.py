@@ -81,6 +81,14 @@ def hangs(link: socket.socket) -> None:
         pass
 
 
+def drips(link: socket.socket) -> None:
+    """An answer that never ends: no single read of it is late."""
+    link.recv(4096)
+    over = threading.Event()
+    while not over.wait(0.1):
+        link.sendall(b" ")
+
+
 def checked(path: Path, *argv: str) -> Tuple[int, Read]:
     done = subprocess.run([*COMMAND, "--socket", str(path), *argv], cwd=ROOT, capture_output=True, text=True,
                           timeout=60)
@@ -111,8 +119,9 @@ def test_nobody_there_is_critical(tmp_path: Path) -> None:
     assert (code, found.status) == (2, "CRITICAL") and "no agent answers" in found.text
 
 
-def test_one_that_hangs_is_critical_in_time(agent: Any) -> None:
-    code, found = checked(agent(hangs).path, "-t", "1")
+@pytest.mark.parametrize("answer", [hangs, drips])
+def test_one_that_hangs_is_critical_in_time(agent: Any, answer: Answer) -> None:
+    code, found = checked(agent(answer).path, "-t", "1")
     assert (code, found.status) == (2, "CRITICAL") and "no answer within 1 s" in found.text
 
 
