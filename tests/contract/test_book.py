@@ -12,7 +12,7 @@ import pytest
 
 from tests.support import postgres
 from tests.support.published import AT, Publisher, raw
-from vmagent.errors import Fault, Problem
+from vmagent.errors import Fault, FaultKind, Problem
 from vmagent.site import shelf
 from vmagent.site.book import Book
 from vmagent.site.database import Database
@@ -236,6 +236,25 @@ def test_a_password_in_the_url_and_a_server_that_is_away_are_told(server: postgr
         Database("postgresql://me:secret@localhost/x")
     with pytest.raises(Fault, match="PostgreSQL"):
         Database(f"postgresql://postgres@/postgres?host={server.folder}/nowhere")
+
+
+@SERVER
+def test_a_server_that_went_down_is_had_again_by_a_fresh_connection(server: postgres.Postgres) -> None:
+    place, host = server.emptied(), Publisher()
+    broken = Database(place)
+    take(Book(broken), host.state(V1, "pending"))
+    server.halt()
+    try:
+        with pytest.raises(Fault) as failed:
+            take(Book(broken), host.state(V1, "running"))
+    finally:
+        server.start()
+    assert failed.value.kind is FaultKind.AWAY
+    broken.close()
+    fresh = Database(place)
+    take(Book(fresh), host.state(V1, "ready"))
+    assert phases(fresh) == {V1: "ready"} and Book(fresh).lacking() == ("wn1.example.org",)
+    fresh.close()
 
 
 def test_reading_makes_no_database(tmp_path: Path) -> None:

@@ -99,6 +99,13 @@ def same(agent: Agent, collector: Collector) -> bool:
     return bool(shown) and rebuilt == shown
 
 
+def used(collector: Collector) -> Dict[str, Any]:
+    """VM id -> its use of this month; nothing of it may be missing."""
+    found = json.loads(collector.site("usage", "--by", "vm", "--json").stdout)
+    assert (found["missing"], found["lost_messages"]) == ([], [])
+    return {row["vm"]: row for row in found["rows"]}
+
+
 def checked(agent: Agent, *argv: str) -> Read:
     socket = str(agent.folder / "run" / "vmagent.sock")
     return plugin("vmagent.export.check_vmagent", "--socket", socket, *NO_CLOCK, *argv)
@@ -129,6 +136,8 @@ def test_the_state_rebuilt_from_events_is_the_agent_s(
     assert collector.rows()[second]["phase"] == "paused"
     found = json.loads(collector.site("list", "--collected", "--json").stdout)
     assert (found["missing"], found["aside"]) == ([], 0)
+    until(lambda: first in used(collector), 30, "the use of the VM that ended during the outage")
+    assert used(collector)[first]["vo"] == "vo.example" and used(collector)[first]["core_s"] > 0
     assert collector.end(signal.SIGTERM) == 0
 
 

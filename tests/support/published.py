@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Dict, Mapping, Optional
 
-from tests.support.building import now
+from tests.support.building import COMMAND, now
 from tests.support.controlled import STATE, host_state
 from vmagent.core import events
 from vmagent.core.changes import Epoch, OutboxRow
@@ -58,7 +58,8 @@ def period(vm: str, number: int, began: str, ended: str, host: str = "wn1.exampl
     """The data of a vm.usage."""
     return {"vm": vm, "segment": f"{vm}/1/1", "incarnation": 1, "number": 1, "period": number, "from": began,
             "to": ended, "seconds": 3600, "status": "started", "final": False, "started_at": "2026-11-01T00:00:00.000Z",
-            "ended_at": None, "outcome": None, "site": "S", "host": host, "name": "worker", "command": "c", "tags": [],
+            "ended_at": None, "outcome": None, "site": "S", "host": host, "name": "worker", "command": COMMAND,
+            "tags": [],
             "owner": {"subject": subject, "fqan": f"/{vo}", "vo": vo}, "controller": "CN=controller",
             "flavour": "small", "image": {"id": "tiny"},
             "footprint": {"cores": 1, "memory_mib": 1024, "disk_gib": 10, "cpu_cap_core_percent": 100,

@@ -7,7 +7,7 @@ from typing import Any, Dict, List
 import pytest
 
 from tests.support.published import period, use
-from vmagent.core import walltime
+from vmagent.core import schemas, walltime
 from vmagent.site import accounts, stock
 from vmagent.site.shelf import Latest
 
@@ -23,6 +23,11 @@ def hour(day: str, number: int, vm: str = V1, **more: Any) -> Dict[str, Any]:
 def missing(*periods: Dict[str, Any], month: str = "2026-11", now: str = NOW) -> List[Any]:
     found = accounts.missing(periods, month, walltime.seconds(now))
     return [(one["numbers"], one["from"], one["to"]) for one in found]
+
+
+def test_the_periods_of_these_tests_are_as_the_agents_publish_them() -> None:
+    schemas.check("event.vm.usage", hour("2026-11-02", 1))
+    schemas.check("event.vm.usage", hour("2026-11-02", 1, used=use(cpu_s=None)))
 
 
 def test_sums_by_vo_user_and_vm() -> None:
