@@ -30,11 +30,12 @@ class Failing(Book):
     """Fails as told, before anything is written."""
 
     faults: List[FaultKind] = []
-    never = b"\0"  # a text that it refuses
+    never = b"\0"  # a text on which it fails
+    how: Exception = Fault(FaultKind.REFUSED, "as told")
 
     def take(self, bodies: Sequence[bytes]) -> Any:
         if any(self.never in body for body in bodies):
-            raise Fault(FaultKind.REFUSED, "as told")
+            raise self.how
         if self.faults:
             raise Fault(self.faults.pop(0), "as told")
         return super().take(bodies)
@@ -135,9 +136,11 @@ def test_frames_of_a_link_that_went_are_left_to_the_broker(
     collected.loop.until(lambda: collected.link.acked == again, what="the redelivered frame's ACK")
 
 
+@pytest.mark.parametrize("how", [Fault(FaultKind.REFUSED, "as told"), RecursionError("a defect")])
 def test_one_frame_that_the_database_refuses_stops_no_other(
-    collected: Collected, monkeypatch: pytest.MonkeyPatch
+    collected: Collected, monkeypatch: pytest.MonkeyPatch, how: Exception
 ) -> None:
+    monkeypatch.setattr(Failing, "how", how)
     monkeypatch.setattr(Failing, "never", b"poison")
     collected.start()
     host = Publisher()

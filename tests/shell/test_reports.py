@@ -13,6 +13,7 @@ import pytest
 from tests.support.controlled import site
 from tests.support.published import Publisher, raw, use
 from vmagent.errors import Problem
+from vmagent.site.__main__ import main
 from vmagent.site.arguments import parser
 from vmagent.site.book import Book
 from vmagent.site.database import Database
@@ -96,6 +97,12 @@ def test_usage_as_json_with_what_is_missing(asked: Asked) -> None:
     assert "period 2 to 3 did not come: the use from 2026-11-20T01:00:00.000Z" in err
     asked.take(*lost)
     assert asked("usage", "--month", "2026-11")[0] == 0
+
+
+@pytest.mark.parametrize("argv", [["list", "--ended"], ["list", "--database", "x"], ["usage", "--csv", "--json"]])
+def test_options_that_do_not_go_together(argv: List[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 2
+    assert "usage: " in capsys.readouterr().err
 
 
 def test_a_month_that_is_none_is_told(asked: Asked) -> None:

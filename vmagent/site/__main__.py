@@ -21,7 +21,7 @@ from vmagent.site.arguments import parser
 from vmagent.site.commands import COMMANDS, Code, Run
 from vmagent.site.controller import Controller
 from vmagent.site.database import Database
-from vmagent.site.reports import READERS, Reading
+from vmagent.site.reports import READERS, Reading, check
 from vmagent.site.settings import Site, load
 
 log = logging.getLogger("vmagent.site")
@@ -39,6 +39,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if said.verb == "glue" and said.files:
             whole = gluing.write(said, gluing.from_files(said.files), (), time.time(), sys.stdout, _tell)
             return Code.OK if whole else Code.FAILED
+        check(said)
         site = load(said.config)
         if said.verb in READERS and getattr(said, "collected", True):
             return _read(said, site)

@@ -3,8 +3,8 @@
 Rules
   - A frame is acknowledged when its batch is committed, and not before; what is not acknowledged comes again.  Frames
     of a link that went are forgotten: the broker has them.
-  - A batch that fails because the database is away is tried again every AGAIN_S; one that it refuses is taken frame by
-    frame, so that one of them does not stop the others.
+  - A batch that fails because the database is away is tried again every AGAIN_S.  One that it refuses, or that shows a
+    defect of ours, is taken frame by frame; what still fails is set aside, so that it does not stop the others.
   - Missing states are healed by asking that host for a snapshot (host.report), after a short random wait, for the
     missing may only be late, and then at growing intervals as long as it does not come.
   - The durable subscription, the client id and the queue of replies are the collector's own: names of the
@@ -138,12 +138,13 @@ class Gatherer:
     def _commit_each(self, book: Book, bodies: Sequence[bytes]) -> Heard:
         try:
             return book.take(bodies)
-        except Fault as fault:
-            if fault.kind is not FaultKind.REFUSED:
+        except Exception as error:  # noqa: BLE001 - edge: a frame that cannot be taken must not stop all others
+            if isinstance(error, Fault) and error.kind is not FaultKind.REFUSED:
                 raise
             if len(bodies) == 1:
-                book.set_aside(bodies[0], str(fault))
-                return Heard(aside=[str(fault)])
+                log.warning("this frame is set aside", exc_info=error)
+                book.set_aside(bodies[0], f"{type(error).__name__}: {error}")
+                return Heard(aside=[str(error)])
         return _sum([self._commit_each(book, [body]) for body in bodies])
 
     # -- the link

@@ -41,6 +41,14 @@ class Reading:
         self.out.write("\n".join(columns.lines(header, rows)) + "\n" if rows else f"{none}\n")
 
 
+def check(said: argparse.Namespace) -> None:
+    """Problem `usage` when options do not go together."""
+    if said.verb == "list" and (said.ended or said.database) and not said.collected:
+        raise Problem("usage", "--ended and --database go with --collected: hosts that are asked have neither")
+    if said.verb == "usage" and said.csv and said.json:
+        raise Problem("usage", "give one of --csv and --json")
+
+
 # -- list --collected
 
 
