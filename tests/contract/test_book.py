@@ -141,6 +141,20 @@ def test_what_expires_on_its_way_is_never_missing(book: Book, database: Database
     assert shelf.completeness(database)["missing"] == []
 
 
+def test_the_newest_capacity_counts_whichever_way_it_came(book: Book, database: Database) -> None:
+    def at(minute: int) -> Dict[str, Any]:
+        return {"at": f"2026-11-20T12:{minute:02d}:00.000Z", "n": minute}
+
+    host = Publisher()
+    for _ in range(9):
+        host.state(V1, "ready")
+    carried = {**(snapshot := host.snapshot()), "data": {**snapshot["data"], "capacity": at(5)}}
+    take(book, host.event("host.capacity", at(1), "capacity"), carried)
+    assert [one.data["n"] for one in shelf.latest(database, "host.capacity")] == [5]
+    take(book, host.event("host.capacity", at(7), "capacity"), host.event("host.capacity", at(3), "capacity"))
+    assert [one.data["n"] for one in shelf.latest(database, "host.capacity")] == [7]
+
+
 def test_a_period_counts_once_however_often_it_comes(book: Book, database: Database) -> None:
     host = Publisher()
     sent = host.usage(V1, 1, "2026-11-20T00:00:00.000Z", "2026-11-20T01:00:00.000Z")

@@ -143,12 +143,19 @@ class Book:
             self._snapshot(host, event)
         elif kind == "vm.usage":
             self._usage(host, event, heard)
-        elif kind in ("host.state", "host.capacity"):
+        elif kind == "host.state":
             self._latest(host, kind, event, event["data"])
+        elif kind == "host.capacity":
+            self._capacity(host, event, event["data"])
         elif kind == "host.telemetry":
             self._latest(host, f"{kind}.{event['data']['part']}", event, event["data"])
 
     # -- states
+
+    def _capacity(self, host: str, event: Event, data: Mapping[str, Any]) -> None:
+        """It comes on its own stream and in snapshots, whose numbers say nothing of each other: its own time does."""
+        told_ms = round(walltime.seconds(data["at"]) * 1000)
+        self._latest(host, "host.capacity", {**event, "sequence": told_ms}, data)
 
     def _latest(self, host: str, kind: str, event: Event, data: Any) -> None:
         self._database.run(
@@ -179,6 +186,8 @@ class Book:
             return
         self._latest(host, "host.snapshot", event, {})
         self._latest(host, "host.state", event, data["host"])
+        if data.get("capacity"):
+            self._capacity(host, event, data["capacity"])
         named: Set[str] = set()
         for state in data["vms"]:
             named.add(str(state["vm"]))
@@ -238,6 +247,10 @@ def _usable(event: Event) -> None:
         states = data["vms"]
         if not isinstance(data["host"], dict):
             raise ValueError("a snapshot has the host's state")
+        if data.get("capacity"):
+            walltime.seconds(data["capacity"]["at"])
+    elif kind == "host.capacity":
+        walltime.seconds(data["at"])
     elif kind == "host.telemetry":
         walltime.seconds(data["to"])
         states = data["vms"]
