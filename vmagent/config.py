@@ -164,6 +164,22 @@ class TelemetrySettings:
 
 
 @dataclass(frozen=True)
+class ServerTls:
+    """Files of a TLS server, PEM."""
+
+    certificate: Path  # followed by its chain
+    key: Path
+
+
+@dataclass(frozen=True)
+class PrometheusSettings:
+    """Whom /metrics is offered to."""
+
+    listen: Optional[Tuple[str, int]]  # address and port; None = it is not offered
+    tls: Optional[ServerTls]
+
+
+@dataclass(frozen=True)
 class Config:
     """All of it."""
 
@@ -177,6 +193,7 @@ class Config:
     intervals: Intervals
     telemetry: TelemetrySettings
     apel: Optional[ApelSettings]
+    prometheus: PrometheusSettings
     log_level: str
     sources: Mapping[str, str]  # setting path -> file it came from, for --show-config
 

@@ -121,6 +121,7 @@ class Daemon:
         await parts.announcer.state()
         await parts.announcer.snapshot()
         await parts.offer()
+        await parts.measuring.scraping.look()
         parts.channel.link.start()
         self._every(self._config.intervals.resync_s, parts.recovery.resync)
         self._every(self._config.intervals.hold_s, parts.hold)

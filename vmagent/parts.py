@@ -154,7 +154,8 @@ class Parts:
         for look in (self._files, self._network_again, lambda: keepers.holder.hold(whole=True), keepers.revoker.look,
                      keepers.images.work, keepers.sweeper.sweep, keepers.watchman.count,
                      keepers.accountant.minute, self._learn,
-                     self.intake.minute, self.grid.look, self.announcer.changed):
+                     self.intake.minute, self.grid.look, self.measuring.scraping.look,
+                     self.announcer.changed):
             try:
                 await look()
             except Fault as fault:
@@ -219,6 +220,7 @@ class Parts:
         self.keepers.images.stop()
         self.lists.stop()
         self.local.stop()
+        await self.measuring.scraping.stop()
         self.channel.inbox.stop()
         self.channel.outbox.stop()
         await self.channel.link.stop()

@@ -20,7 +20,7 @@ LAYER1 = {"ports", "config", "configfile", "log", "lanes", "children", "crashpoi
 LAYER2 = {"hypervisor", "host", "images", "broker", "local", "store", "render", "export"}
 LAYER3 = {"reconciler", "world", "consequences", "observer", "intake", "announcer", "adoption", "recovery",
           "chronicle", "holding", "sweeping", "counting", "snapshotting", "revoking", "imagecommands", "imagekeeping",
-          "metering", "sampling", "telemetry",
+          "metering", "sampling", "telemetry", "scraping",
           "offering", "questions"}
 # From parts on: its wiring, cut for length.
 TOP = {"__main__", "daemon", "parts", "imageparts", "kernelparts", "meterparts", "bookparts", "channel", "speaking",

@@ -102,6 +102,8 @@ def names(cls: Any, *without: str) -> List[str]:
         ("socket", config.SocketSettings, (), ()),
         ("intervals", config.Intervals, (), ()),
         ("telemetry", config.TelemetrySettings, (), ()),
+        ("prometheus", config.PrometheusSettings, (), ()),
+        ("prometheus.tls", config.ServerTls, (), ()),
     ],
 )
 def test_sections_and_dataclasses_have_the_same_members(section: str, cls: Any, not_there: Any, elsewhere: Any) -> None:

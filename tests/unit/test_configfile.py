@@ -561,3 +561,19 @@ def test_a_default_reply_may_write_the_site_out(tmp_path: Path) -> None:
 def test_what_holds_others_is_not_shorter_than_they_are(tmp_path: Path, text: str, path: str) -> None:
     (problem,) = problems(main_file(tmp_path, f"telemetry: {{{text}}}\n"))
     assert problem.fields["path"] == f"telemetry.{path}" and "0 or more" in str(problem.fields["accepted"])
+
+
+@pytest.mark.parametrize("text, path", [
+    ("listen: 'localhost:9177'", "listen"), ("listen: '300.1.1.1:9177'", "listen"), ("listen: '[1.2]:9177'", "listen"),
+    ("listen: '127.0.0.1:0'", "listen"), ("listen: '127.0.0.1:70000'", "listen"), ("listen: 9177", "listen"),
+    ("tls: {certificate: /a, key: /b}", "tls"), ("listen: '[::1]:9177', tls: {certificate: /a}", "tls.key"),
+])
+def test_metrics_are_offered_on_an_address_that_can_be(tmp_path: Path, text: str, path: str) -> None:
+    (problem,) = problems(main_file(tmp_path, f"prometheus: {{{text}}}\n"))
+    assert problem.fields["path"] == f"prometheus.{path}"
+
+
+def test_metrics_are_not_offered_unless_the_site_says_where(tmp_path: Path) -> None:
+    assert read(tmp_path).prometheus.listen is None
+    settings = read(tmp_path, "prometheus: {listen: '[::1]:9177', tls: {certificate: /a, key: /b}}\n").prometheus
+    assert settings.listen == ("::1", 9177) and settings.tls is not None and settings.tls.key == Path("/b")

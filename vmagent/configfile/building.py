@@ -17,7 +17,9 @@ from vmagent.config import (
     HypervisorSettings,
     ImageSettings,
     Intervals,
+    PrometheusSettings,
     SecuritySettings,
+    ServerTls,
     SigningPair,
     SocketSettings,
     TelemetrySettings,
@@ -63,6 +65,7 @@ def config(values: Values, sources: Mapping[str, str]) -> Config:
         intervals=Intervals(**values["intervals"]),
         telemetry=TelemetrySettings(**values["telemetry"]),
         apel=_apel(values, directories),
+        prometheus=_prometheus(values["prometheus"]),
         log_level=values["log_level"],
         sources=dict(sources),
     )
@@ -94,6 +97,18 @@ def _broker(values: Values) -> BrokerSettings:
     settings["passcode_file"] = _path(settings["passcode_file"])
     settings["urls"] = tuple(settings["urls"])
     return BrokerSettings(**settings)
+
+
+def _prometheus(settings: Values) -> PrometheusSettings:
+    tls = settings["tls"]
+    listen = None if settings["listen"] is None else address(settings["listen"])
+    return PrometheusSettings(listen, tls and ServerTls(Path(tls["certificate"]), Path(tls["key"])))
+
+
+def address(listen: str) -> Tuple[str, int]:
+    """Address and port of ADDRESS:PORT or [ADDRESS]:PORT."""
+    host, _, port = listen.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def _security(settings: Values) -> SecuritySettings:

@@ -6,13 +6,14 @@ takes the whole filled configuration and yields complaints, never raises.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Tuple
 
 from vmagent.configfile.bounds import authority_complaints, flavour_complaints, limit_complaints
-from vmagent.configfile.building import SPOOLS, named
+from vmagent.configfile.building import SPOOLS, address, named
 from vmagent.configfile.filtering import firewall_complaints, prefix_complaints
 from vmagent.configfile.loading import Complaint, Parts
 from vmagent.configfile.networks import network_complaints
@@ -237,6 +238,23 @@ def apel(values: Values) -> Iterator[Complaint]:
             yield Complaint(("accounting", "apel", name), f"{settings[name]} is {other} already", "another directory")
 
 
+def prometheus(values: Values) -> Iterator[Complaint]:
+    """An address is an address, not a name: nothing is resolved.  TLS of nothing would be a false comfort."""
+    settings = values["prometheus"]
+    if settings["listen"] is None:
+        if settings["tls"] is not None:
+            yield Complaint(("prometheus", "tls"), "there is no prometheus.listen", "both, or neither")
+        return
+    host, port = address(settings["listen"])
+    try:
+        wrong = not 1 <= port <= 65535 or not ipaddress.ip_address(host)
+    except ValueError:
+        wrong = True
+    if wrong:
+        detail = f"{settings['listen']} is no address with a port"
+        yield Complaint(("prometheus", "listen"), detail, "ADDRESS:PORT such as 127.0.0.1:9177 or [::1]:9177")
+
+
 CHECKS: Tuple[Tuple[Tuple[Tuple[str, ...], ...], Check], ...] = (
     ((("instance",), ("networks",)), instance),
     ((("broker",),), broker),
@@ -249,6 +267,7 @@ CHECKS: Tuple[Tuple[Tuple[Tuple[str, ...], ...], Check], ...] = (
     ((("networks",),), networks),
     ((("volumes",),), volumes),
     ((("telemetry",),), telemetry),
+    ((("prometheus",),), prometheus),
     ((("images",),), endorsement),
     ((("images",),), images),
     ((("accounting",),), accounting),
