@@ -235,7 +235,9 @@ class Meter(Protocol):
         fails."""
 
     def coarse(self, vms: Sequence[str]) -> Deferred[None]:
-        """Read what only the monitor tells; a guest that is sick is left out and keeps what it had.  Never fails."""
+        """Read what only the monitor tells; a guest that is sick is left out and keeps what it had.  Never fails.
+
+        May be asked again while it is under way: of a guest whose answer is awaited nothing more is asked."""
 
     def host(self) -> HostSample:
         """Quick, local."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Awaitable, Callable, Dict, List, Mapping, Optional, Sequence
 
 from twisted.python.failure import Failure
 
@@ -50,7 +50,6 @@ class Sampler:
         self._listeners: List[Listener] = []
         self._coarse_at: Dict[str, int] = {}  # VM id -> the turn in which it was last read coarsely
         self._turns = 0
-        self._reading_coarsely = False
         self.newest: Optional[Reading] = None
 
     def attend(self, listener: Listener) -> None:
@@ -85,22 +84,17 @@ class Sampler:
             return None
 
     def _coarsely(self, vms: Sequence[str]) -> None:
-        """The next part, unless one is still under way: a silent guest may hold it up for a while."""
+        """The next part.  Nobody waits for it, nor for the one before: a silent guest may hold that up for a while."""
         self._turns += 1
-        if self._reading_coarsely:
-            return
         self._coarse_at = {vm: self._coarse_at.get(vm, 0) for vm in vms}
         part = sorted(vms, key=lambda vm: self._coarse_at[vm])[: math.ceil(len(vms) * self._share)]
-        if not part:
-            return
         self._coarse_at.update(dict.fromkeys(part, self._turns))
-        self._reading_coarsely = True
-        self._meter.coarse(part).addBoth(self._coarse_told)
+        if part:
+            self._meter.coarse(part).addErrback(_surprised)
 
-    def _coarse_told(self, outcome: Any) -> None:
-        self._reading_coarsely = False
-        if isinstance(outcome, Failure):
-            surprise(log, "the disks of guests were not read", outcome)
+
+def _surprised(failure: Failure) -> None:
+    surprise(log, "the disks of guests were not read", failure)
 
 
 async def _tell(listener: Listener, reading: Reading) -> None:
