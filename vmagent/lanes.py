@@ -180,6 +180,11 @@ class Lanes:
         """Whether a call of this key is under way or waits."""
         return key in self._running or key in self._waiting
 
+    @property
+    def idle(self) -> bool:
+        """Nothing is under way on the threads of now, and nothing waits."""
+        return not self._threads.running and not self._waiting
+
     def overdue(self) -> Tuple[Overdue, ...]:
         """Calls past their deadline that have not returned, of every generation, longest first."""
         now = self._reactor.seconds()

@@ -160,6 +160,32 @@ def test_a_monitor_that_is_silent_costs_one_deadline_and_makes_its_guest_stuck(q
         rig.loop.until(lambda stuck=rig.port.stuck: not stuck(), DEADLINE_S, "it answers again")
 
 
+@libvirtd.needed
+def test_who_hangs_delays_nobody(qemu_uri):
+    """The others are read while the call on it is under way, again and again, and after its connection was replaced."""
+    processes, told = ProcProcesses(), []
+    for rig in hypervisor.begun(hypervisor.qemu(qemu_uri, stuck_after_s=8.0)):
+        rig.meter = real(rig, processes)
+        frozen, *others = (rig.spec() for _ in range(3))
+        for spec in (frozen, *others):
+            rig.begin(spec, Do.RESUME)
+        coarse(rig, frozen, *others)
+        pid = processes.pids((frozen.vm,))[frozen.vm]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            rig.meter.coarse([frozen.vm]).addCallback(told.append)
+            for _ in range(20):
+                coarse(rig, *others)
+            assert told == [], "twenty readings of the others took less than the deadline of one call"
+            rig.loop.until(lambda: told, DEADLINE_S, "the deadline of the call that hangs")
+            before = fine(rig, *others)
+            coarse(rig, *others)
+            after = fine(rig, *others)
+            assert all(after[spec.vm].disk_at > before[spec.vm].disk_at for spec in others)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
 def test_the_host_itself(rig):
     before = rig.meter.host()
     assert before.memory_free_mib > 0 and before.cpu_steal_s >= 0.0

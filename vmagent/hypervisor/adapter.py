@@ -81,7 +81,7 @@ class Libvirt:
         )
         self.jobs = LongJobs(self._session.jobs, self._session.watchdog, reactor,
                              lambda: None if self._hands is None else self._hands.job, self._health.halted)
-        self.statistics = GuestStatistics(self._session.meter, self._measured_by, self._left_alone, self._patience_s,
+        self.statistics = GuestStatistics(self._session.meters, self._measured_by, self._left_alone, self._patience_s,
                                           self._health, reactor.seconds)
         self._caps: Dict[str, Optional[int]] = {}  # VM id -> percent of a core, as its tag last said
         self._probing: Set[str] = set()

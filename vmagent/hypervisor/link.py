@@ -7,9 +7,9 @@ Rules
 2. A call takes the connection that is current when it begins, not when it was asked for.
 3. A lost connection (close callback, keepalive, or a call that says so) is opened again after a wait of full jitter,
    which is drawn for the first retry too (FACTS 4.10).
-4. At `REPLACE_AT` calls past their deadline the connection is replaced by a fresh one with fresh threads, because at
-   five stuck calls libvirt gives up a whole connection (FACTS F3).  The old one drains, and is closed when its last
-   call has returned; at most `GENERATIONS` drain at once.
+4. At `REPLACE_AT` calls past their deadline, or when such calls hold every thread, the connection is replaced by a
+   fresh one with fresh threads, because at five stuck calls libvirt gives up a whole connection (FACTS F3).  The old
+   one drains, and is closed when its last call has returned; at most `GENERATIONS` drain at once.
 5. No libvirt object leaves a thread: outcomes are values, so no traceback keeps a connection alive on the reactor,
    where its destructor would block.
 """
@@ -94,6 +94,7 @@ class Link(Generic[F]):
         self._uri = uri
         self._reactor = reactor
         self._retry = retry
+        self._replace_at = min(REPLACE_AT, threads)
         self._prepare = prepare
         self._on_up = on_up
         self._on_down = on_down
@@ -136,6 +137,11 @@ class Link(Generic[F]):
         """Whether a call on it is under way or waits."""
         return self._lanes.busy(key)
 
+    @property
+    def idle(self) -> bool:
+        """Connected, and no call is under way or waits."""
+        return self.connected and self._lanes.idle
+
     def stop(self) -> List[threading.Thread]:
         """Accept nothing more; the threads that close what is open, already started."""
         self._stopped = True
@@ -171,7 +177,7 @@ class Link(Generic[F]):
 
     def _untold(self, failure: Failure) -> Failure:
         """The lane's own verdicts: a deadline passed, or nothing can be expected any more."""
-        if not self._stopped and not self._replacing and self._stuck_calls() >= REPLACE_AT:
+        if not self._stopped and not self._replacing and self._stuck_calls() >= self._replace_at:
             self._replace()
         return failure
 

@@ -1,9 +1,9 @@
-"""Six connections, each for one purpose, and libvirt's event loop.
+"""Seven connections, each for one purpose, and libvirt's event loop.
 
     control  everything that changes a guest; may enter the QEMU monitor; `threads` calls at once, one per domain
     observe  looks, by calls that never enter the monitor; carries the event callbacks
     rescue   destroy only: it works while every control call hangs (FACTS F4)
-    meter    statistics that enter the monitor, a guest at a time (statistics.py)
+    meter    two, for statistics that enter the monitor, one call at once on each (statistics.py)
     jobs     long jobs (snapshots), two at once, which may hold a guest for as long as their deadline (jobs.py)
     watchdog what ends a job or thaws a guest while the job's own thread hangs
 
@@ -27,7 +27,7 @@ from vmagent.lanes import Reactor
 log = logging.getLogger("vmagent.hypervisor")
 OBSERVE_THREADS = 2
 RESCUE_THREADS = 4
-METER_THREADS = 2
+METERS = 2
 JOB_THREADS = 2
 CLOSE_WAIT_S = 3.0  # a hung libvirtd does not hold back the end of the agent
 _EVENTS = (
@@ -96,10 +96,10 @@ class Session:
         )
         self.control = self._plain("control", uri, threads, retry, on_late)
         self.rescue = self._plain("rescue", uri, RESCUE_THREADS, retry, on_late)
-        self.meter = self._plain("meter", uri, METER_THREADS, retry, on_late)
+        self.meters = tuple(self._plain(f"meter-{number}", uri, 1, retry, on_late) for number in range(METERS))
         self.jobs = self._plain("jobs", uri, JOB_THREADS, retry, on_late)
         self.watchdog = self._plain("watchdog", uri, JOB_THREADS, retry, lambda key: None)
-        self._links: Tuple[Link[Any], ...] = (self.observe, self.control, self.rescue, self.meter, self.jobs,
+        self._links: Tuple[Link[Any], ...] = (self.observe, self.control, self.rescue, *self.meters, self.jobs,
                                          self.watchdog)
 
     def start(self) -> None:

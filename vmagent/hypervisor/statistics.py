@@ -2,22 +2,27 @@
 
 Rules
 
-1. One guest per call, on the meter's own connection: a guest that does not answer costs nobody else their numbers.
+1. One guest per call, one call at once on each of the meter's connections, and the others wait here: a guest that does
+   not answer holds one of them until its deadline, then that is replaced.  The other guests take the other one.
 2. A guest that is stuck, or on which a step or a job is under way, is left out: it is asked again another time.
 3. A call past its deadline makes its guest stuck, one that is answered clears it, as with every call to a monitor.
 
-Theory.  `blockStats` of the empty path is the sum over all disks of a guest (libvirt's virDomainBlockStats); QEMU
-counts since it began.  Where guests have no process on this host (Xen), the driver's own count of CPU time and memory
-is asked for too; the domain's id says which life these are of.
+Theory.  Calls beside one that hangs may be delayed on the same connection: measured with libvirt 9.0, by the 5 s of its
+keepalive each, as if the client's thread that waits for answers were not told of them.
+
+`blockStats` of the empty path is the sum over all disks of a guest (libvirt's virDomainBlockStats); QEMU counts since
+it began.  Where guests have no process on this host (Xen), the driver's own count of CPU time and memory is asked for
+too; the domain's id says which life these are of.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Callable, Dict, Mapping, Optional, Protocol, Sequence, Tuple
+from collections import deque
+from typing import Callable, Deque, Dict, Mapping, Optional, Protocol, Sequence, Set, Tuple
 
 import libvirt
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from vmagent.core.samples import DiskCounters, Sample
@@ -50,14 +55,16 @@ class GuestStatistics:
 
     def __init__(
         self,
-        link: Link[bool],
+        links: Sequence[Link[bool]],
         measured_by: Callable[[], str],
         left_alone: Callable[[str], bool],
         patience_s: Callable[[str], float],
         health: Pulse,
         seconds: Callable[[], float],
     ) -> None:
-        self._link = link
+        self._links = links
+        self._waiting: Deque[Tuple[str, Deferred[Optional[Disks]]]] = deque()
+        self._asked: Set[str] = set()
         self._measured_by = measured_by
         self._left_alone = left_alone
         self._patience_s = patience_s
@@ -70,22 +77,50 @@ class GuestStatistics:
 
     def disks(self, vm: str) -> Deferred[Optional[Disks]]:
         """None = not to be had now.  Never fails."""
-        if self._measured_by() == "none" or self._link.busy(vm) or self._left_alone(vm):
-            return succeed(None)
-        asking = self._link.run(vm, self._patience_s(vm), _disks, vm, self._seconds)
-        return asking.addCallbacks(self._told, self._untold, callbackArgs=(vm,), errbackArgs=(vm,))
+        answer: Deferred[Optional[Disks]] = Deferred()
+        if self._measured_by() == "none" or vm in self._asked:
+            answer.callback(None)
+        else:
+            self._asked.add(vm)
+            self._waiting.append((vm, answer))
+        self._next()
+        return answer
 
     def samples(self, vms: Sequence[str]) -> Deferred[Mapping[str, Sample]]:
         """Where guests are measured by calls.  Faults: AWAY, UNKNOWN, BUSY."""
-        return self._link.run(EVERYBODY, CALLS_DEADLINE_S, _samples, tuple(vms), self._seconds)
+        return self._links[0].run(EVERYBODY, CALLS_DEADLINE_S, _samples, tuple(vms), self._seconds)
+
+    def _next(self) -> None:
+        """Ask whom it is the turn of, as far as connections are free.  While none is there nobody is asked."""
+        while self._waiting:
+            vm, answer = self._waiting[0]
+            link = next((link for link in self._links if link.idle), None)
+            held = any(link.busy(vm) for link in self._links) or self._left_alone(vm)
+            if link is None and not held and any(link.connected for link in self._links):
+                return
+            self._waiting.popleft()
+            if link is None or held:
+                self._answer(None, vm, answer)
+            else:
+                self._ask(link, vm, answer)
+
+    def _ask(self, link: Link[bool], vm: str, answer: Deferred[Optional[Disks]]) -> None:
+        asking = link.run(vm, self._patience_s(vm), _disks, vm, self._seconds)
+        asking.addCallbacks(self._told, self._untold, callbackArgs=(vm,), errbackArgs=(vm, link))
+        asking.addCallback(self._answer, vm, answer)
+        asking.addCallback(lambda _: self._next())
+
+    def _answer(self, disks: Optional[Disks], vm: str, answer: Deferred[Optional[Disks]]) -> None:
+        self._asked.discard(vm)
+        answer.callback(disks)
 
     def _told(self, disks: Optional[Disks], vm: str) -> Optional[Disks]:
         if disks is not None:
             self._health.answered(vm)
         return disks
 
-    def _untold(self, failure: Failure, vm: str) -> None:
-        if vm in self._link.overdue():
+    def _untold(self, failure: Failure, vm: str, link: Link[bool]) -> None:
+        if vm in link.overdue():
             self._health.late(vm)
         elif not isinstance(failure.value, Fault):
             log.error("no disk counters of %s: %s", vm, failure.getTraceback(), extra={"vm": vm})
