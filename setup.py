@@ -41,6 +41,8 @@ setup(
             "vmagent=vmagent.__main__:main",
             "vmagentctl=vmagent.local.ctl:main",
             "vmagent-site=vmagent.site.__main__:main",
+            "check_vmagent=vmagent.export.check_vmagent:main",
+            "check_vm_creation=vmagent.site.check_vm_creation:main",
         ]
     },
     classifiers=[

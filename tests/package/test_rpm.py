@@ -64,6 +64,17 @@ def test_a_controller_needs_no_hypervisor(packages: Packages) -> None:
 
 
 @needs_rpmbuild
+def test_the_plug_ins_are_a_package_of_their_own_and_run(packages: Packages, tmp_path: Path) -> None:
+    plugins = ("check_vmagent", "check_vm_creation")
+    assert {f"/usr/bin/{name}" for name in plugins} <= set(listed(packages["vmagent-nagios"]))
+    for name in ("python3-vmagent", "vmagent-nagios"):
+        unpacked(packages[name], tmp_path)
+    for name in plugins:
+        done = run(tmp_path, name, "-V")
+        assert (done.returncode, done.stderr) == (3, "") and done.stdout.endswith(f" {vmagent.__version__}\n")
+
+
+@needs_rpmbuild
 def test_one_version_of_all(packages: Packages) -> None:
     """The commands and the modules below them change together."""
     for name, path in packages.items():
@@ -100,29 +111,29 @@ def test_no_scriptlet_touches_a_guest(packages: Packages) -> None:
     assert not re.search(r"virsh|qemu|nft|machine\.slice|libvirt|systemctl (start|enable)", done)
 
 
+def run(root: Path, command: str, *argv: str) -> Any:
+    """An installed command, with the tree of this root in the place of the host's."""
+    text = (root / "usr/bin" / command).read_text()
+    assert text.startswith("#!/usr/bin/python3 -s\n")
+    program = root / f"{command}-here"
+    program.write_text(text.replace("/usr/lib/vmagent", str(root / "usr/lib/vmagent")))
+    bare = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    argv = (sys.executable, "-B", str(program), *argv)
+    return subprocess.run(argv, cwd="/", env=bare, capture_output=True, text=True, timeout=60, check=False)
+
+
 @needs_rpmbuild
 def test_the_installed_commands_run(packages: Packages, tmp_path: Path) -> None:
     for name in ("python3-vmagent", "vmagent", "vmagent-site"):
         unpacked(packages[name], tmp_path)
     config = tmp_path / "etc/vmagent/vmagent.yaml"
-
-    def run(command: str, *argv: str) -> Any:
-        text = (tmp_path / "usr/bin" / command).read_text()
-        assert text.startswith("#!/usr/bin/python3 -s\n")
-        program = tmp_path / f"{command}-here"
-        program.write_text(text.replace("/usr/lib/vmagent", str(tmp_path / "usr/lib/vmagent")))
-        bare = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        return subprocess.run(
-            [sys.executable, "-B", str(program), *argv], cwd="/", env=bare, capture_output=True, text=True, check=False
-        )
-
-    assert run("vmagent", "--version").stdout == f"vmagent {vmagent.__version__}\n"
-    assert "usage: vmagentctl" in run("vmagentctl", "--help").stdout
-    assert "usage: vmagent-site" in run("vmagent-site", "--help").stdout
-    bare = run("vmagent", "--config", str(config), "--check-config")
+    assert run(tmp_path, "vmagent", "--version").stdout == f"vmagent {vmagent.__version__}\n"
+    assert "usage: vmagentctl" in run(tmp_path, "vmagentctl", "--help").stdout
+    assert "usage: vmagent-site" in run(tmp_path, "vmagent-site", "--help").stdout
+    bare = run(tmp_path, "vmagent", "--config", str(config), "--check-config")
     assert bare.returncode == 2 and "at site: missing" in bare.stderr
     config.with_name("vmagent.d").joinpath("site.yaml").write_text(
         f"site: s\nhost: h\nbroker: {{urls: [stomp://b:61613]}}\nsecurity: {{ca_directory: {tmp_path}}}\n"
     )
-    done = run("vmagent", "--config", str(config), "--check-config")
+    done = run(tmp_path, "vmagent", "--config", str(config), "--check-config")
     assert (done.returncode, done.stderr) == (0, "")

@@ -39,7 +39,7 @@ MAY["export"] = MAY["export"] | {"render", "local.ctl_client"}  # a plug-in is a
 MAY["site"] = LAYER0 | {"schema", "render", "broker.client", "broker.signing", "crashpoint", "config", "log", ""}
 MAY["site"] |= {"lanes", "givenfiles", "broker.profiles", "broker.link"}  # what broker.client is made of
 MAY["site"] |= {"export.plugin"}  # the frame of its plug-in
-MAY["manual"] = LAYER0 | {"__main__", "local", "site", "configfile", ""}  # reads what the programs are, runs nothing
+MAY["manual"] = LAYER0 | {"__main__", "local", "site", "export", "configfile", ""}  # reads what programs are
 MAY[""] = MAY["schema"] = set()
 
 ONLY: Dict[str, Tuple[str, ...]] = {

@@ -117,6 +117,9 @@ def _epilog(epilog: str) -> Tuple[List[str], Blocks]:
     blocks: Blocks = {}
     for part in epilog.strip("\n").split("\n\n"):
         first, *rest = part.splitlines() or [""]
+        name, _, told = first.partition(": ")
+        if told and name in _SECTIONS:  # all on one line
+            first, rest = f"{name}:", [told, *rest]
         if first.endswith(":") and rest:
             blocks[first[:-1]] = [line[2:] if line.startswith("  ") else line for line in rest]
         elif part:

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Tuple
 
 from vmagent import __main__ as agent
+from vmagent.export import check_vmagent
 from vmagent.local import ctl_parser
 from vmagent.site import arguments as site
+from vmagent.site import check_vm_creation
 
 FILE_WORDS = ("FILE", "DIRECTORY", "PATH")
 """Metavariables whose value is a file's name."""
@@ -34,6 +36,8 @@ COMMANDS: Tuple[Command, ...] = (
     Command("vmagent", 8, agent.arguments, ("vmagentctl(1)", "vmagent.yaml(5)", "systemctl(1)", "virsh(1)")),
     Command("vmagentctl", 1, ctl_parser.parser, ("vmagent(8)", "vmagent.yaml(5)", "vmagent-site(1)")),
     Command("vmagent-site", 1, site.parser, ("vmagentctl(1)", "vmagent(8)")),
+    Command("check_vmagent", 8, check_vmagent.parser, ("check_vm_creation(8)", "vmagent(8)")),
+    Command("check_vm_creation", 8, check_vm_creation.parser, ("check_vmagent(8)", "vmagent-site(1)")),
 )
 
 
