@@ -92,85 +92,95 @@ def taken(account: Account, seen: Measured) -> Account:
     """The account with what a reading shows."""
     if account.kind is not Kind.RUN:
         return account
-    account = _network(account, seen)
-    if not seen.run:
-        return account
-    account = _anew(account, seen)
-    account = _cpu(account, seen)
-    account = _disk(account, seen)
-    return account if seen.memory_mib is None else dataclasses.replace(account, memory_mib=seen.memory_mib)
+    entry = _Entry(account)
+    entry.network(account.devices, seen)
+    if seen.run:
+        entry.anew(seen)
+        entry.cpu(seen)
+        entry.disk(seen)
+    return entry.made(account if seen.memory_mib is None or not seen.run else _resident(account, seen.memory_mib))
 
 
-def _marked(account: Account, part: str, lost: bool) -> Account:
-    return dataclasses.replace(
-        account, measured=_with(account.measured, part), ever=_with(account.ever, part),
-        vanished=_with(account.vanished, part) if lost else account.vanished,
-    )  # fmt: skip
+def _resident(account: Account, memory_mib: int) -> Account:
+    return account if account.memory_mib == memory_mib else dataclasses.replace(account, memory_mib=memory_mib)
 
 
-def _with(parts: Tuple[str, ...], part: str) -> Tuple[str, ...]:
-    return parts if part in parts else tuple(sorted((*parts, part)))
+class _Entry:
+    """One reading on its way into an account: written down part by part, made a value once, for that is what costs."""
 
+    def __init__(self, account: Account) -> None:
+        total, known = account.total, account.known
+        self._total: Dict[str, Any] = {"cpu_ms": total.cpu_ms, "disk": total.disk, "network": total.network}
+        self._known: Dict[str, Any] = {"run": known.run, "cpu_ms": known.cpu_ms, "disk": known.disk,
+                                       "disk_at": known.disk_at, "nics": known.nics}
+        self._times: Dict[str, Any] = {}
+        self._parts: Dict[str, Any] = {"measured": account.measured, "ever": account.ever, "vanished": account.vanished}
 
-def _anew(account: Account, seen: Measured) -> Account:
-    """Another QEMU than the last keeps the counters from now on: they begin at zero, and the last one's end is lost."""
-    last = account.known
-    if last.run == seen.run:
-        return account
-    if not last.run:
-        return dataclasses.replace(account, known=dataclasses.replace(last, run=seen.run))
-    known = dataclasses.replace(last, run=seen.run, cpu_ms=0, disk=NO_IO)
-    lost = tuple(part for part in ("cpu", "disk") if part in account.ever)
-    return dataclasses.replace(account, known=known, vanished=tuple(sorted({*account.vanished, *lost})))
+    def made(self, account: Account) -> Account:
+        """The account after it."""
+        total = dataclasses.replace(account.total, **self._total)
+        return dataclasses.replace(account, total=total, known=Known(**self._known), **self._parts, **self._times)
 
+    def _mark(self, part: str, lost: bool) -> None:
+        for name in ("measured", "ever", "vanished") if lost else ("measured", "ever"):
+            if part not in self._parts[name]:
+                self._parts[name] = tuple(sorted((*self._parts[name], part)))
 
-def _cpu(account: Account, seen: Measured) -> Account:
-    if seen.cpu_ms is None:
-        return account
-    last = account.known.cpu_ms
-    lost = last is None or seen.cpu_ms < last
-    more = 0 if last is None else seen.cpu_ms if lost else seen.cpu_ms - last
-    total = dataclasses.replace(account.total, cpu_ms=account.total.cpu_ms + more)
-    known = dataclasses.replace(account.known, cpu_ms=seen.cpu_ms)
-    account = dataclasses.replace(account, total=total, known=known, cpu_ms_at=seen.at_ms)
-    return _marked(account, "cpu", lost)
+    def anew(self, seen: Measured) -> None:
+        """Another QEMU than the last keeps the counters now: they begin at zero, and the last one's end is lost."""
+        last, self._known["run"] = self._known["run"], seen.run
+        if last in ("", seen.run):
+            return
+        self._known.update(cpu_ms=0, disk=NO_IO)
+        for part in ("cpu", "disk"):
+            if part in self._parts["ever"] and part not in self._parts["vanished"]:
+                self._parts["vanished"] = tuple(sorted((*self._parts["vanished"], part)))
 
+    def cpu(self, seen: Measured) -> None:
+        if seen.cpu_ms is None:
+            return
+        last = self._known["cpu_ms"]
+        lost = last is None or seen.cpu_ms < last
+        self._total["cpu_ms"] += 0 if last is None else seen.cpu_ms if lost else seen.cpu_ms - last
+        self._known["cpu_ms"], self._times["cpu_ms_at"] = seen.cpu_ms, seen.at_ms
+        self._mark("cpu", lost)
 
-def _disk(account: Account, seen: Measured) -> Account:
-    if seen.disk is None or seen.disk_at <= account.known.disk_at:
-        return account
-    last = account.known.disk
-    then = seen.disk if last is None else last
-    shrunk = any(a < b for a, b in zip(seen.disk, then))
-    more = tuple(max(0, a - b) for a, b in zip(seen.disk, then))
-    total = dataclasses.replace(account.total, disk=_sum(account.total.disk, more))
-    known = dataclasses.replace(account.known, disk=seen.disk, disk_at=seen.disk_at)
-    account = dataclasses.replace(account, total=total, known=known, disk_ms_at=seen.disk_at_ms)
-    return _marked(account, "disk", last is None or shrunk)
+    def disk(self, seen: Measured) -> None:
+        if seen.disk is None or seen.disk_at <= self._known["disk_at"]:
+            return
+        last = self._known["disk"]
+        then = seen.disk if last is None else last
+        shrunk = any(a < b for a, b in zip(seen.disk, then))
+        more = tuple(max(0, a - b) for a, b in zip(seen.disk, then))
+        self._total["disk"] = _sum(self._total["disk"], more)
+        self._known.update(disk=seen.disk, disk_at=seen.disk_at)
+        self._times["disk_ms_at"] = seen.disk_at_ms
+        self._mark("disk", last is None or shrunk)
+
+    def network(self, devices: Tuple[str, ...], seen: Measured) -> None:
+        """Rules that were taken away took their counters along: what is made anew begins at zero."""
+        if seen.nics is None or not devices:
+            return
+        if self._known["nics"] is None:
+            self._known["nics"] = tuple(sorted(seen.nics.items()))
+            self._mark("network", True)
+            return
+        marks, lost = dict(self._known["nics"]), False
+        for device in devices:
+            last, now = marks.get(device, NO_TRAFFIC), seen.nics.get(device, NO_TRAFFIC)
+            marks[device] = now
+            if now != last:
+                fell = any(a < b for a, b in zip(now, last))
+                more = now if fell else tuple(a - b for a, b in zip(now, last))
+                self._total["network"] = _sum(self._total["network"], more)
+                lost = lost or fell
+        self._known["nics"] = tuple(sorted(marks.items()))
+        if seen.nics or lost:
+            self._mark("network", lost)
 
 
 def _sum(one: Counts, other: Counts) -> Counts:
     return tuple(a + b for a, b in zip(one, other))
-
-
-def _network(account: Account, seen: Measured) -> Account:
-    """Rules that were taken away took their counters along: what is made anew begins at zero."""
-    if seen.nics is None or not account.devices:
-        return account
-    if account.known.nics is None:
-        known = dataclasses.replace(account.known, nics=tuple(sorted(seen.nics.items())))
-        return _marked(dataclasses.replace(account, known=known), "network", True)
-    marks, more, lost = dict(account.known.nics), NO_TRAFFIC, False
-    for device in account.devices:
-        last, now = marks.get(device, NO_TRAFFIC), seen.nics.get(device, NO_TRAFFIC)
-        fell = any(a < b for a, b in zip(now, last))
-        more = _sum(more, now if fell else tuple(a - b for a, b in zip(now, last)))
-        marks[device] = now
-        lost = lost or fell
-    total = dataclasses.replace(account.total, network=_sum(account.total.network, more))
-    known = dataclasses.replace(account.known, nics=tuple(sorted(marks.items())))
-    account = dataclasses.replace(account, total=total, known=known)
-    return _marked(account, "network", lost) if seen.nics or lost else account
 
 
 def used(account: Account) -> Use:
