@@ -21,7 +21,7 @@ from vmagent.errors import Fault, Problem
 from vmagent.imagecommands import ImageCommands
 from vmagent.local import views
 from vmagent.offering import Offering
-from vmagent.render import cloudwatch
+from vmagent.render import cloudwatch, occi
 from vmagent.usagereport import UsageReport
 from vmagent.world import World
 
@@ -91,7 +91,12 @@ class Queries:
         return views.find(_text(args, "vm"), self._records() + list(self._world.recent.values()))
 
     async def _show(self, args: Args) -> Any:
-        return views.show(self._meant(args), self._world.observed, self._now(), self._policy())
+        """args: `vm`; `occi`: also in the words of OCCI, as {resource, lines}."""
+        shown = views.show(self._meant(args), self._world.observed, self._now(), self._policy())
+        if args.get("occi") is not True:
+            return shown
+        resource = occi.compute(shown["state"], self._hypervisor.info().arch)
+        return {**shown, "occi": {"resource": resource, "lines": occi.lines(resource)}}
 
     async def _limits(self, args: Args) -> Any:
         """What the kernel does not tell about counters hides nothing of the rest."""

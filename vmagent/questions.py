@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Awaitable, Dict, Mapping, Sequence
+from typing import Any, Awaitable, Callable, Dict, Mapping, Sequence
 
 from vmagent.consequences import Consequences, unseen
 from vmagent.core import events, inquiry, snapshots
@@ -16,13 +16,17 @@ CAPACITY = "capacity.query"
 
 
 class Questions:
-    """Answers.  parallel: how many VMs are started at a time."""
+    """Answers.  parallel: how many VMs are started at a time; occi: vm.states -> what is told of them in OCCI."""
 
-    def __init__(self, world: World, consequences: Consequences, offering: Offering, parallel: int) -> None:
+    def __init__(
+        self, world: World, consequences: Consequences, offering: Offering, parallel: int,
+        occi: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]],
+    ) -> None:
         self._world = world
         self._consequences = consequences
         self._offering = offering
         self._parallel = parallel
+        self._occi = occi
 
     def ground(self) -> Awaitable[Here]:
         """What an answer about capacity is reckoned from, read now."""
@@ -37,7 +41,8 @@ class Questions:
         if command.verb == "vm.snapshot.list":
             told = [{"vm": one.vm, "name": one.spec.name, "snapshots": snapshots.told(one)} for one in chosen]
             return {"vms": told}
-        return {"vms": [self._state(record, now) for record in chosen]}
+        states = [self._state(record, now) for record in chosen]
+        return dict(self._occi(states)) if command.args.get("occi") else {"vms": states}
 
     def _state(self, record: VmRecord, now: Now) -> Mapping[str, Any]:
         observed = self._world.observed.get(record.vm) or unseen(record.vm)

@@ -26,7 +26,7 @@ from vmagent.kernelparts import Kernel
 from vmagent.lanes import Lanes
 from vmagent.offering import Offering
 from vmagent.questions import Questions
-from vmagent.render import glue
+from vmagent.render import glue, occi
 from vmagent.world import World
 
 OVERHEAD = "memory_overhead_mib"  # the setting that holds what was learned
@@ -61,7 +61,9 @@ def speakers(
     offering = Offering(world, hypervisor, consequences, clock, room, _around(files, consequences),
                         lambda data, now: glue.share(announcer.host(now), data, commands.here(now), url))
     announcer.capacity = offering.view
-    questions = Questions(world, consequences, offering, config.hypervisor.threads)
+    questions = Questions(
+        world, consequences, offering, config.hypervisor.threads,
+        lambda states: occi.collection(occi.compute(state, hypervisor.info().arch) for state in states))
     return Speakers(announcer, offering, questions, room, capabilities, certificates)
 
 

@@ -184,3 +184,12 @@ def test_a_disk_that_cannot_be_read_hides_nothing_else_in_the_snapshot(site: Sit
     snapshot = [row.data for row in site.rows() if row.type == "org.vmagent.host.snapshot"][-1]
     schemas.check("event.host.snapshot", snapshot)
     assert snapshot["capacity"] is None and snapshot["host"]["alive"]
+
+
+def test_a_query_in_the_words_of_occi(site: Site) -> None:
+    vm = started(site)
+    (reply,) = site.replies(site.send("vm.query", {"vms": [vm], "occi": True}))
+    (resource,) = reply["result"]["resources"]
+    assert (resource["id"], resource["attributes"]["occi.compute.state"]) == (vm, "active")
+    (reply,) = site.replies(site.send("vm.query", {"vms": [vm], "occi": False}))
+    assert [one["vm"] for one in reply["result"]["vms"]] == [vm]

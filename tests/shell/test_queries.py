@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any, Callable, Dict, Mapping
 
 import pytest
@@ -11,7 +12,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from tests.support import building as b
 from tests.support.controlled import fired
 from tests.support.fake_images import FakeImages
-from vmagent.core.model import Drift, ImageRef, NicCounters
+from vmagent.core.model import Drift, HypervisorInfo, ImageRef, NicCounters
 from vmagent.errors import Fault, FaultKind, Problem
 from vmagent.queries import Queries
 from vmagent.world import World
@@ -88,3 +89,21 @@ def test_a_vm_that_has_ended_and_one_that_nobody_knows(world: World) -> None:
     with pytest.raises(Problem) as caught:
         limits(world, counted, "nobody")
     assert caught.value.type == "not-found"
+
+
+def test_a_vm_in_the_words_of_occi_beside_our_own(world: World) -> None:
+    nobody: Any = None
+
+    class Here:
+        def info(self) -> Any:
+            return HypervisorInfo("qemu:///system", "QEMU", "kvm", "x86_64", "9", "7", 8, 16384, True, 1.0)
+
+    hypervisor: Any = Here()
+    others = len(inspect.signature(Queries).parameters) - 9
+    queries = Queries(world, nobody, hypervisor, nobody, FixedClock(), b.policy, dict, dict, counted,
+                      *[nobody] * others)
+    plain = fired(queries.table()["show"]({"vm": "worker"}))
+    told = fired(queries.table()["show"]({"vm": "worker", "occi": True}))
+    assert told["occi"]["resource"]["attributes"]["occi.compute.architecture"] == "x64"
+    assert told["occi"]["lines"][0].startswith("Category: compute")
+    assert {name: told[name] for name in plain} == plain and "occi" not in plain

@@ -19,6 +19,7 @@ from vmagent.core import imageviews, inquiry
 from vmagent.core.identity import vm_id
 from vmagent.core.imagemodel import ImageRecord, Kept
 from vmagent.errors import Problem
+from vmagent.render import occi
 from vmagent.site import __main__ as command
 from vmagent.site import appliance
 from vmagent.site.arguments import parser
@@ -415,3 +416,27 @@ def test_the_one_host_that_is_asked_refuses(world: World) -> None:
     with pytest.raises(Problem) as caught:
         assert ran.code
     assert caught.value.type == "not-authorised"
+
+
+# -- VMs of one host
+
+
+def test_vms_of_one_host_asked_now(world: World) -> None:
+    for more, shown in (((), "ready"), (("--json",), '"vms"')):
+        ran = Ran(world, "query", HOST, "--tagged", "t", *more)
+        sent = world.commands()[-1]
+        assert (sent.verb, sent.args) == ("vm.query", {"tag": "t"})
+        world.reply(sent.id, "done", {"vms": [STATE]})
+        assert ran.code == 0 and shown in ran.out.getvalue()
+
+
+def test_in_the_words_of_occi(world: World) -> None:
+    document = occi.collection([occi.compute(STATE, "x86_64")] * 2)
+    for more in ((), ("--json",)):
+        ran = Ran(world, "query", HOST, V1, "--occi", *more)
+        sent = world.commands()[-1]
+        assert sent.args == {"vms": [V1], "occi": True}
+        world.reply(sent.id, "done", document)
+        assert ran.code == 0
+        text = ran.out.getvalue()
+        assert json.loads(text) == document if more else text.count("Category: compute;") == 2

@@ -37,7 +37,7 @@ from vmagent.offering import Offering
 from vmagent.questions import Questions
 from vmagent.reconciler import Reconciler
 from vmagent.recovery import Recovery
-from vmagent.render import glue
+from vmagent.render import glue, occi
 from vmagent.revoking import Revoker
 from vmagent.snapshotting import Snapshotting
 from vmagent.store.store import SqliteStore
@@ -47,6 +47,10 @@ from vmagent.world import World
 
 MOST_TURNS = 3000
 URL = "stomp+ssl://broker.example.org:61614"
+
+
+def occi_of(states: Any) -> Any:
+    return occi.collection(occi.compute(state, "x86_64") for state in states)
 
 
 class NoOutbox:
@@ -120,7 +124,8 @@ class Site:
         self.announcer.capacity = self.offering.view
         self.intake = Intake(self.world, self.store, Trusting(), self._room, self.consequences, Limits(262144, True), h,
                              self.reconciler.mark, reporting(self.announcer, self.usage), self.announcer.changed,
-                             commands, Questions(self.world, self.consequences, self.offering, 4))
+                             commands, Questions(self.world, self.consequences, self.offering, 4,
+                                                 occi_of))
         self.keeper.attend(self.announcer.changed)
         self.stored = self.wait(self.store.open(h.now()))
         self.world.load(self.stored)

@@ -34,6 +34,7 @@ from vmagent.local import capacitytables, ctl, ctl_parser, limittables, tables, 
 from vmagent.local.ctl_client import Unreachable
 from vmagent.local.ctl_commands import COMMANDS
 from vmagent.local.ctl_session import Session
+from vmagent.render import occi
 
 NOW = now(2000.0)
 RUNS = record(journal=ran(1000.0, ready_at=1010.0))
@@ -233,6 +234,15 @@ def test_capacity_asks_how_many_can_start(count: int, code: int) -> None:
     assert agent.payload["on_behalf_of"] == {"subject": "/CN=A", "fqan": ""}
     assert "possible now    7" in text and "why not more  no-capacity: cores" in text
     assert "no start was measured" in text and f"room for all    {'in 1h' if count == 8 else 'now'}\n" in text
+
+
+def test_show_in_the_words_of_occi() -> None:
+    resource = occi.compute(views.show(RUNS, LOOK, NOW, policy())["state"], "x86_64")
+    agent = FakeAgent(show={"occi": {"resource": resource, "lines": occi.lines(resource)}})
+    code, text = run(agent, "show", RUNS.vm, "--occi")
+    assert (code, agent.asked) == (0, [("show", {"vm": RUNS.vm, "occi": True})])
+    assert "X-OCCI-Attribute: occi.compute.state=\"active\"" in text.splitlines()
+    assert json.loads(run(agent, "show", RUNS.vm, "--occi", "--json")[1]) == resource
 
 
 def test_the_share_of_glue_is_json_for_programs() -> None:

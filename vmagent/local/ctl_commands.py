@@ -42,6 +42,11 @@ def listing(session: Session) -> int:
 
 
 def show(session: Session) -> int:
+    if session.said.occi:
+        told = session.client.ask("show", {"vm": session.said.vm, "occi": True})["occi"]
+        lines = [json.dumps(told["resource"], indent=2)] if session.said.json else told["lines"]
+        session.out.write("\n".join(lines) + "\n")
+        return Code.OK
     session.show(session.client.ask("show", {"vm": session.said.vm}), tables.show)
     return Code.OK
 

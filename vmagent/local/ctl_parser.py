@@ -67,6 +67,7 @@ def _looking(subs: Any) -> None:
     listing.add_argument("--ended", action="store_true", help="also those that ended lately")
     show = _add(subs, "show", "everything about one VM", "vmagentctl show 3fa1\n  vmagentctl show worker-7 --json")
     show.add_argument("vm", metavar="VM")
+    show.add_argument("--occi", action="store_true", help="in the words of OCCI 1.2: text, or with --json a resource")
     _add(subs, "who", "who runs what", "vmagentctl who")
     _add(subs, "status", "the agent and this host in short", "vmagentctl status")
     _capacity(subs)

@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     snapshot = _on_vms(subs, "snapshot", "the snapshots of VMs: look, take, delete, cancel",
                        "vmagent-site snapshot wn1.example.org 3fa1c0de-... --take before-upgrade --keep 1d --wait")
     asking.add_options(snapshot, asking.SNAPSHOT)
+    _query(subs)
     _looking(subs)
     for name, about in (("drain", "refuse new VMs on a host"), ("undrain", "accept new VMs again")):
         sub = _add(subs, name, about, f"vmagent-site {name} wn1.example.org --reason 'new kernel'")
@@ -133,6 +134,18 @@ def _on_vms(subs: Any, name: str, about: str, examples: str) -> argparse.Argumen
     sub.add_argument("--wait", action="store_true", help="wait until it is done")
     _asked(sub)
     return sub
+
+
+def _query(subs: Any) -> None:
+    sub = _add(subs, "query", "VMs of one host, asked now, with everything about them",
+               "vmagent-site query wn1.example.org --all --json\n"
+               "  vmagent-site query wn1.example.org 3fa1c0de-... --occi")
+    _host(sub)
+    sub.add_argument("vms", nargs="*", metavar="VM", help="VM ids")
+    asking.add_options(sub, asking.SELECTOR)
+    sub.add_argument("--occi", action="store_true", help="in the words of OCCI 1.2: text, or with --json a document")
+    sub.add_argument("--timeout", type=asking.span, metavar="SPAN",
+                     help=f"how long to wait for an answer (default {ANSWER_S}s)")
 
 
 def _looking(subs: Any) -> None:

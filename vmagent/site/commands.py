@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred
 from vmagent.core import asking, imageasking
 from vmagent.core.model import Owner
 from vmagent.errors import Problem
+from vmagent.render import occi
 from vmagent.site import gluing, inquiries, output
 from vmagent.site.arguments import ANSWER_S, WAIT_S
 from vmagent.site.controller import EVERY_HOST, Controller, Event
@@ -131,6 +132,21 @@ async def revoke(run: Run) -> int:
     if said.host == EVERY_HOST:
         run.tell("this is what the first host answered; each one's images say its revocation_version (host.state)")
     return code
+
+
+async def query(run: Run) -> int:
+    """The full states of VMs, or the same in the words of OCCI."""
+    said = run.said
+    args = {**asking.selector_args(vars(said), tuple(said.vms)), **({"occi": True} if said.occi else {})}
+    reply = await _answered(run, run.controller.command(said.host, "vm.query", args))
+    result = reply["result"]
+    if said.json:
+        output.as_json(run.out, result)
+    elif said.occi:
+        run.out.write("\n\n".join("\n".join(occi.lines(one)) for one in result["resources"]) + "\n")
+    else:
+        output.vms(run.out, [(said.host, state) for state in result["vms"]])
+    return Code.OK
 
 
 async def images(run: Run) -> int:
@@ -302,6 +318,7 @@ COMMANDS: Mapping[str, Callable[[Run], Awaitable[int]]] = {
     "snapshot": snapshot,
     "extend": on_vms,
     "limits": limits,
+    "query": query,
     "drain": on_host,
     "undrain": on_host,
     "revoke": revoke,
