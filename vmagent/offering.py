@@ -1,25 +1,26 @@
 """What this host offers: host.capacity, reckoned from the newest memory, published at a change and every few minutes.
 
-Rules: nothing is remembered but what was told last.  A message says how long it may be believed, and which of its parts
-are older than itself; when the free disk cannot be read nothing is published, and the last message runs out.
+Rules: nothing is remembered but what was told last, and in the store how long starts took.  A message says how long it
+may be believed, and which of its parts are older than itself; when the free disk cannot be read nothing is published,
+and the last message runs out.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Mapping, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
 from twisted.internet.defer import Deferred
 
 from vmagent import ports
 from vmagent.consequences import Consequences, phases
-from vmagent.core import capacity, codec, events
-from vmagent.core.changes import Change, Publish
+from vmagent.core import capacity, codec, events, starts
+from vmagent.core.changes import Change, Publish, PutSetting
 from vmagent.core.model import HypervisorInfo, Now
 from vmagent.core.room import HostRoom
 from vmagent.world import World
 
 AGAIN_S = 120.0  # the same again after this long, well within its validity
-CHANGING = ("at", "valid_until", "later", "starts", "kernel", "glue")
+CHANGING = ("at", "valid_until", "later", "starts", "kernel")
 """Members that change by themselves, or with every start: alone they are no news."""
 
 
@@ -55,29 +56,37 @@ class Offering:
         room, around = await self._room(), await self._around()
         world, now = self._world, self._clock.now()
         records = tuple(world.records.values())
-        return capacity.Here(self._consequences.policy, records, tuple(world.recent.values()), phases(world), room,
-                             around, now, stale(self._hypervisor.info(), now))
+        measured = starts.lately(world.settings.get(starts.SETTING), (*world.recent.values(), *records), now)
+        return capacity.Here(self._consequences.policy, records, phases(world), room, around, now, measured,
+                             stale(self._hypervisor.info(), now))
 
     async def view(self) -> Dict[str, Any]:
         """The data of host.capacity."""
         here = await self.here()
-        data = capacity.published(here)
-        return {**data, "glue": dict(self._glue(data, here.now))}
+        return self._whole(capacity.published(here), here.now)
+
+    def _whole(self, data: Mapping[str, Any], now: Now) -> Dict[str, Any]:
+        """With the rendering that goes along: made only for what is told, because most looks find nothing new."""
+        return {**data, "glue": dict(self._glue(data, now))}
 
     async def changed(self) -> None:
         """Publish if it says something new, or the last is not young any more."""
-        data = await self.view()
-        if _digest(data) != self._told or self._clock.now().at - self._told_at >= AGAIN_S:
-            await self._publish(data)
-
-    async def _publish(self, data: Mapping[str, Any]) -> None:
-        now = self._clock.now()
+        here = await self.here()
+        data, now = capacity.published(here), here.now
+        digest = _digest(data)
+        if digest == self._told and now.at - self._told_at < AGAIN_S:
+            return
+        changes: List[Change] = [Publish("capacity", "org.vmagent.host.capacity", "host", now.wall,
+                                         self._whole(data, now))]
+        kept = starts.setting(here.starts)
+        if kept != self._world.settings.get(starts.SETTING, []):
+            changes.append(PutSetting(starts.SETTING, kept))
 
         async def decide() -> Tuple[Sequence[Change], None]:
-            return [Publish("capacity", "org.vmagent.host.capacity", "host", now.wall, data)], None
+            return changes, None
 
         await self._world.transact(decide)
-        self._told, self._told_at = _digest(data), now.at
+        self._told, self._told_at = digest, now.at
 
 
 def stale(info: HypervisorInfo, now: Now) -> Sequence[Mapping[str, Any]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, List, Mapping
 
 from tests.shell.test_loop import started
 from tests.support import building
-from tests.support.site import Site, start_args
+from tests.support.site import Site, again, start_args
 from vmagent.core import schemas
 from vmagent.core.changes import PutSetting
 from vmagent.core.model import Phase
@@ -61,6 +62,18 @@ def test_how_long_starts_took_is_measured(site: Site) -> None:
     changed(site)
     took = dict(site.world.records[vm].timings_ms)["resumed"] / 1000
     assert published(site)[-1]["starts"]["median_s"] == took
+
+
+def test_a_restart_of_the_agent_forgets_no_start_of_today(sites: List[Site], tmp_path: Path) -> None:
+    vm = started(sites[0])
+    changed(sites[0])
+    before = published(sites[0])[-1]["starts"]
+    sites[0].send("vm.kill", {"vms": [vm]})
+    sites[0].settle(lambda: vm not in sites[0].world.records)
+    site = again(sites, tmp_path)
+    changed(site)
+    assert site.world.records == {} and published(site)[-1]["starts"] == before
+    assert before["count"] == 1
 
 
 def test_with_libvirt_away_it_says_what_is_old(site: Site) -> None:
@@ -150,6 +163,7 @@ def test_host_state_says_whether_vms_start_here_and_time_alone_is_no_news(site: 
     site.run(site.announcer.state())
     vm = started(site)
     site.run(site.announcer.changed())
+    site.reactor.advance(5.0)
     site.run(site.announcer.changed())
     assert [one["vms"]["running"] for one in states(site)] == [0, 1]
     site.send("host.drain", {})

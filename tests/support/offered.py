@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Dict
 
 from tests.support import building as b
-from vmagent.core import events
+from vmagent.core import events, starts
 from vmagent.core.capacity import Around, Device, Here
 from vmagent.core.model import Observed, Seen, VmRecord
 from vmagent.core.policy import Flavour
@@ -23,15 +23,16 @@ def room(**kw: Any) -> HostRoom:
 
 
 def here(*records: VmRecord, at: float = 2000.0, seen: Any = None, **kw: Any) -> Here:
-    """seen: VM id -> Observed; a VM that is not named runs when its journal says so."""
+    """seen: VM id -> Observed; a VM that is not named runs when its journal says so.  recent: closed."""
     look: Dict[str, Observed] = {
         one.vm: b.observed(Seen.RUNNING if one.journal.may_have_run else Seen.MISSING, one.spec, at=at)
         for one in records
     }
     look.update(seen or {})
     members: Dict[str, Any] = {
-        "policy": b.policy(flavours=FLAVOURS, memory_overhead_mib=0), "records": records, "recent": (),
+        "policy": b.policy(flavours=FLAVOURS, memory_overhead_mib=0), "records": records,
         "phases": {one.vm: events.phase(one, look[one.vm]) for one in records}, "room": room(),
         "around": Around({b.BRIDGE: 10_000_000}, (GPU,)), "now": b.now(at),
     }  # fmt: skip
+    members["starts"] = starts.lately(None, (*kw.pop("recent", ()), *records), members["now"])
     return Here(**{**members, **kw})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any, Dict, List
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from tests.support import building as b
 from tests.support.offered import FLAVOURS, here, room
 from tests.unit.test_admission import start
-from vmagent.core import admission, capacity, schemas
+from vmagent.core import admission, capacity, schemas, starts
 from vmagent.core.capacity import Around, Here
 from vmagent.core.model import Desired, NicLimits, Outcome, Owner, Phase, Seen
 from vmagent.core.policy import Flavour, Minima
@@ -106,6 +107,14 @@ def test_the_largest_vm_is_taken_and_one_more_of_anything_is_not() -> None:
             assert taken(of, count=1, **{**size, what: size[what] + 1}) == 0, what
 
 
+def test_the_largest_that_the_host_could_ever_give_is_what_an_empty_one_gives() -> None:
+    policy = b.policy(maxima=b.maxima(cores=99, memory_mib=10**6, disk_gib=99), memory_overhead_mib=100)
+    busy, empty = (told(here(*vms, policy=policy))["instance"] for vms in ((vm(1), vm(2)), ()))
+    assert busy == empty == {"minimum": {"cores": 1, "memory_mib": 16, "disk_gib": 1},
+                             "maximum": {"cores": 8, "memory_mib": 16284, "disk_gib": 99}}
+    assert capacity.largest(here(policy=policy)) == empty["maximum"]
+
+
 def test_all_the_reasons_and_not_the_first() -> None:
     small = told(here(vm(1, spec={"cores": 8, "memory_mib": 16384, "disk_gib": 100})))["flavours"][1]
     assert (small["flavour"], resources(small["reasons"])) == ("small", ["cores", "memory_mib", "disk_gib"])
@@ -192,14 +201,29 @@ def test_start_latency_of_the_last_day() -> None:
                   journal=b.ran(started_wall=wall))
 
     recent = [took(n, 100 * n) for n in range(1, 21)] + [took(30, 99999, "2026-11-19T11:59:59.000Z")]
-    starts = told(here(recent=tuple(recent)))["starts"]
-    assert (starts["count"], starts["median_s"], starts["p95_s"]) == (20, 1.0, 1.9)
-    assert starts["ready_median_s"] == 2.0
+    found = told(here(recent=tuple(recent)))["starts"]
+    assert (found["count"], found["median_s"], found["p95_s"]) == (20, 1.0, 1.9)
+    assert found["ready_median_s"] == 2.0
 
 
 def test_nobody_measured_is_null_and_never_nought() -> None:
-    starts = told(here(vm(1)))["starts"]
-    assert (starts["count"], starts["median_s"], starts["p95_s"]) == (0, None, None)
+    found = told(here(vm(1)))["starts"]
+    assert (found["count"], found["median_s"], found["p95_s"]) == (0, None, None)
+
+
+def test_starts_are_kept_bounded_by_a_day_and_a_number_and_the_newest_word_counts() -> None:
+    def took(n: int, **timings: int) -> Any:
+        wall = f"2026-11-20T11:{n // 60:02d}:{n % 60:02d}.000Z"
+        return vm(n, timings_ms=tuple(timings.items()), journal=b.ran(started_wall=wall))
+
+    many = [took(n, resumed=n) for n in range(400)]
+    kept = starts.lately(None, many, b.now())
+    assert (len(kept), kept[0].resumed_ms, kept[-1].resumed_ms) == (starts.MOST, 100, 399)
+    raw = json.loads(json.dumps(starts.setting(kept)))
+    assert starts.lately(raw, (), b.now()) == kept
+    again = starts.lately(raw, [took(399, resumed=399, ready=5000)], b.now())
+    assert (len(again), again[-1].ready_ms) == (starts.MOST, 5000)
+    assert starts.lately(raw, (), b.now(wall="2026-11-21T12:00:00.000Z")) == []
 
 
 def sold(n: int, limit: Any) -> Any:

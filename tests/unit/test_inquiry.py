@@ -69,6 +69,13 @@ def test_at_a_time_of_the_askers() -> None:
     assert past["then"] == past["now"]
 
 
+def test_a_port_of_a_bridge_comes_back_with_the_vm_that_had_it() -> None:
+    of = here(vm(1, lifetime_s=1500), room=room(ports_free={b.BRIDGE: 0}))
+    answer = told(of, networks=[{"type": "public"}], **{"from": "2026-11-20T12:08:20Z"})
+    assert (answer["now"]["possible"], resources(answer["now"]["reasons"])) == (0, ["ports"])
+    assert (answer["then"]["possible"], resources(answer["then"]["reasons"])) == (1, ["ports"])
+
+
 def test_there_is_no_such_time() -> None:
     with pytest.raises(Problems) as caught:
         query(**{"from": "2026-02-30T12:00:00Z"})

@@ -22,6 +22,7 @@ from vmagent.core.context import NOTHING
 from vmagent.core.model import Limits, Now, Phase, VmRecord
 from vmagent.core.policy import Flavour, NetworkType, Policy
 from vmagent.core.room import HostRoom, Left
+from vmagent.core.starts import Start
 from vmagent.errors import Problem, Problems
 
 VALID_S = 300
@@ -53,15 +54,15 @@ class Around:
 
 @dataclass(frozen=True)
 class Here:
-    """Everything that capacity is reckoned from.  recent: ended and closed; phases: by VM id."""
+    """Everything that capacity is reckoned from.  phases: by VM id; starts: of the last day."""
 
     policy: Policy
     records: Sequence[VmRecord]
-    recent: Sequence[VmRecord]
     phases: Mapping[str, Phase]
     room: HostRoom
     around: Around
     now: Now
+    starts: Sequence[Start] = ()
     stale: Sequence[Mapping[str, Any]] = ()  # parts that are older than this message: {part, since, why}
 
     def at(self, in_s: float) -> Here:
@@ -100,7 +101,7 @@ def published(here: Here) -> Json:
         "reasons": reasons,
         "later": [_later(here, in_s) for in_s in LATER_S],
         "kernel": {"descriptors_free": _floor(here.left.descriptors), "tasks_free": _floor(here.left.tasks)},
-        "starts": starts.told([*here.recent, *here.records], now),
+        "starts": starts.told(here.starts),
         "networks": [network(here, one) for _, one in sorted(policy.networks.items())],
         "devices": None if here.around.devices is None else [codec.plain(one) for one in here.around.devices],
     }
@@ -202,9 +203,17 @@ def _least(policy: Policy) -> Dict[str, int]:
 
 
 def _instance(here: Here) -> Json:
-    """The sizes that a VM may have here at all."""
-    most = {name: getattr(here.policy.maxima, name) for name in LEAST}
-    return {"minimum": _least(here.policy), "maximum": {**most, "cores": min(most["cores"], here.room.cores)}}
+    """The sizes that a VM may have here at all: what the site allows and this host, were it empty, could give."""
+    room, policy = here.room, here.policy
+    held = rooms.promised(policy, here.records, room)
+    empty = {
+        "cores": room.cores,
+        "memory_mib": here.left.memory_mib + held.memory_mib - here.left.overhead_mib,
+        "disk_gib": here.left.disk_gib + held.disk_gib,
+    }
+    least = _least(policy)
+    most = {name: max(least[name], min(getattr(policy.maxima, name), empty[name])) for name in LEAST}
+    return {"minimum": least, "maximum": most}
 
 
 def _smallest(policy: Policy, left: Left) -> Asked:

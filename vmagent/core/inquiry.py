@@ -98,12 +98,11 @@ def _volumes(shape: Mapping[str, Any], here: Here, owner: Optional[Owner]) -> Tu
 
 def _start_s(here: Here, count: int, parallel: int) -> Json:
     """Seconds from a request to the first instruction; null when no start of the last day was measured."""
-    records = [*here.recent, *here.records]
-    measured = starts.measured(records, here.now)
+    measured = starts.resumed_s(here.starts)
     return {
         "median": starts.quantile(measured, 0.5),
         "p95": starts.quantile(measured, 0.95),
-        "all": starts.expected_s(records, here.now, count, parallel),
+        "all": starts.expected_s(here.starts, count, parallel),
         "measured": len(measured),
     }
 
