@@ -276,6 +276,16 @@ def test_a_query_gives_the_states(world: World) -> None:
     assert got == [[STATE]]
 
 
+def test_a_question_about_room_gives_its_answer(world: World) -> None:
+    got: List[Any] = []
+    asked = world.controller.capacity(HOST, flavour="small", count=500, owner=Owner("/CN=A", "/vo"))
+    ensureDeferred(asked).addCallback(got.append)
+    (command,) = world.commands("capacity.query")
+    assert (command.args, command.owner) == ({"flavour": "small", "count": 500}, Owner("/CN=A", "/vo"))
+    world.reply(command.id, "done", {"enough": False})
+    assert got == [{"enough": False}]
+
+
 def test_one_host_that_refuses_a_report_does_not_speak_for_the_others(world: World) -> None:
     handle = fired(world.controller.report())
     world.reply(handle.id, "refused", problem={"type": "not-authorised", "title": "n", "detail": "not you"})

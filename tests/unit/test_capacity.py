@@ -15,6 +15,7 @@ from vmagent.core import admission, capacity, schemas, starts
 from vmagent.core.capacity import Around, Here
 from vmagent.core.model import Desired, NicLimits, Outcome, Owner, Phase, Seen
 from vmagent.core.policy import Flavour, Minima
+from vmagent.core.usagemodel import AccountingRules, Benchmark
 from vmagent.errors import Problems
 
 
@@ -253,6 +254,13 @@ def test_what_the_host_does_not_say_is_null() -> None:
     assert data["kernel"] == {"descriptors_free": None, "tasks_free": None}
     (one,) = data["networks"]
     assert (one["bandwidth_link_kbit"], one["bandwidth_free_in_kbit"], one["ports_free"]) == (None, None, None)
+
+
+def test_what_a_core_is_worth() -> None:
+    assert told(here())["cpu"] == {"model": None, "mhz": None, "benchmark": None}
+    measured = dataclasses.replace(here().policy, accounting=AccountingRules(benchmark=Benchmark("HEPscore23", 12.5)))
+    cpu = told(here(policy=measured, around=Around(cpu_model="An Example", cpu_mhz=2500)))["cpu"]
+    assert cpu == {"model": "An Example", "mhz": 2500, "benchmark": {"name": "HEPscore23", "per_core": 12.5}}
 
 
 def test_addresses_left_are_counted() -> None:

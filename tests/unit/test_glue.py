@@ -104,6 +104,14 @@ def test_vos_are_those_of_the_authority_table_and_of_the_vms() -> None:
     assert one(document, "CloudComputingService")["Complexity"] == "endpointType=1,share=3"
 
 
+def test_what_a_core_is_worth_is_the_range_of_a_site_where_hosts_differ() -> None:
+    slow, fast = (share(around=Around(cpu_model=name), host=name) for name in ("Slow", "Fast"))
+    assert one(slow, "CloudComputingManager")["OtherInfo"]["CPUModel"] == "Slow"
+    assert "CPUModel" not in one(share(around=Around()), "CloudComputingManager")["OtherInfo"]
+    both = one(gluesite.merged([slow, fast]), "CloudComputingManager")["OtherInfo"]
+    assert both["CPUModel"] == "Fast, Slow"
+
+
 def test_starts_that_nobody_measured_are_left_out() -> None:
     assert "StartSecondsMedian" not in one(share(), "CloudComputingService")["OtherInfo"]
 

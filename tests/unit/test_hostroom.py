@@ -73,3 +73,12 @@ def test_devices_that_a_guest_might_be_given(tmp_path: Path) -> None:
         Device("0000:3b:00.0", "3d", "0x10de", "0x20b0", "vfio-pci", 12),
     )
     assert room.around([], tmp_path / "elsewhere").devices is None
+
+
+def test_the_processor_and_its_speed_where_somebody_says(tmp_path: Path) -> None:
+    each = "processor\t: 0\nmodel name\t: An Example CPU @ 2.50GHz\ncpu MHz\t: 800.1\n\n"
+    silent = room.around([], host(tmp_path / "a", {"proc/cpuinfo": each * 2}, {}))
+    assert (silent.cpu_model, silent.cpu_mhz) == ("An Example CPU @ 2.50GHz", None), "800 MHz is what it idles at"
+    bound = {"proc/cpuinfo": each, "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq": "3500000\n"}
+    assert room.around([], host(tmp_path / "b", bound, {})).cpu_mhz == 3500
+    assert room.around([], tmp_path / "elsewhere").cpu_model is None

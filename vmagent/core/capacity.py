@@ -50,6 +50,8 @@ class Around:
 
     links_kbit: Mapping[str, Optional[int]] = field(default_factory=dict)  # speed of each bridge's uplink
     devices: Optional[Tuple[Device, ...]] = None
+    cpu_model: Optional[str] = None
+    cpu_mhz: Optional[int] = None  # at most, where the host says so
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ def published(here: Here) -> Json:
         "kernel": {"descriptors_free": _floor(here.left.descriptors), "tasks_free": _floor(here.left.tasks)},
         "starts": starts.told(here.starts),
         "networks": [network(here, one) for _, one in sorted(policy.networks.items())],
+        "cpu": {"model": here.around.cpu_model, "mhz": here.around.cpu_mhz,
+                "benchmark": codec.plain(policy.accounting.benchmark)},
         "devices": None if here.around.devices is None else [codec.plain(one) for one in here.around.devices],
     }
 

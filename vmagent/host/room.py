@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Dict, Iterable, List, Mapping, Optional, Tuple
 
@@ -93,7 +94,19 @@ def _ports(bridge: str, root: Path) -> Optional[List[str]]:
 def around(bridges: Iterable[str], root: Path = ROOT) -> Around:
     """Read now; it may take its time."""
     links: Dict[str, Optional[int]] = {bridge: _link_kbit(bridge, root) for bridge in sorted(set(bridges))}
-    return Around(links, _devices(root))
+    return Around(links, _devices(root), *_cpu(root))
+
+
+@cache
+def _cpu(root: Path) -> Tuple[Optional[str], Optional[int]]:
+    """(model, MHz at most) of the first processor, read once; architectures that say neither have none.
+
+    `cpu MHz` of cpuinfo is what it runs at just now, and moves: cpufreq's bound (kHz), or nothing.
+    """
+    lines = _text(root / "proc/cpuinfo").splitlines()
+    named = [line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == "model name"]
+    khz = _text(root / "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
+    return (named[0] if named and named[0] else None), (int(khz) // 1000 if khz.isdecimal() else None) or None
 
 
 def _link_kbit(bridge: str, root: Path) -> Optional[int]:

@@ -110,6 +110,7 @@ class _Maker:
             "AllocatedCPUs": cores["promised"], "AllocatedRAM": memory["promised"],
             "FreeCPUs": cores["free"] if takes else 0, "FreeRAM": memory["free"] if takes else 0,
             "FreeDisk": disk["free"] if takes else 0, "Architecture": hypervisor["arch"] or None,
+            **self._cpu(),
             "Snapshots": self._state["capabilities"]["snapshots"]["allowed"],
             "Firewall": self._state["capabilities"]["firewall"]["tracking"] != "none",
             "Bandwidth": bool(self._state["capabilities"]["bandwidth"]["qdisc"]),
@@ -134,6 +135,12 @@ class _Maker:
             "ManagerLiveMigration": False,
             "ManagerVMBackupRestore": False,
         }
+
+    def _cpu(self) -> Json:
+        cpu = self._capacity["cpu"]
+        measured = cpu["benchmark"]
+        return {"CPUModel": cpu["model"], "CPUMHz": cpu["mhz"],
+                **({f"Benchmark_{measured['name']}": measured["per_core"]} if measured else {})}
 
     def endpoint(self, url: str) -> Json:
         state, info = health(self._state)

@@ -201,6 +201,11 @@ class Controller:
         reply = await self.command(host, "vm.query", args or {"all": True}).done
         return list(reply["result"]["vms"])
 
+    async def capacity(self, host: str, *, owner: Optional[Owner] = None, **args: Any) -> Mapping[str, Any]:
+        """How many such VMs can start on a host, asked now.  args: those of capacity.query/1."""
+        reply = await self.command(host, "capacity.query", args, owner=owner).done
+        return dict(reply["result"])
+
     async def report(self, host: str = EVERY_HOST) -> Handle:
         """Ask for a snapshot, of one host or of all; it arrives as an event and renews `fleet`."""
         return self.command(host, "host.report", {})
