@@ -200,6 +200,8 @@ class Config:
 
 AT_ONCE = ("policy", "log_level", "sources")
 """Members of Config that SIGHUP puts in force; every other one waits for a restart."""
+BELOW = {"apel": "accounting.apel"}
+"""Members of Config that are not a section of their own -> the setting's name."""
 BUILT_IN = {"site": "site", "host": "host", "instance": "instance", "default_reply": "broker.default_reply"}
 """Members of the policy that parts of the agent, and the tags of its VMs, are built around -> the setting's name."""
 
@@ -210,5 +212,5 @@ def reloaded(running: Config, fresh: Config) -> Tuple[Config, Tuple[str, ...]]:
     policy = dataclasses.replace(fresh.policy, **kept)
     waiting = [setting for name, setting in BUILT_IN.items() if getattr(fresh.policy, name) != kept[name]]
     sections = [field.name for field in dataclasses.fields(Config) if field.name not in AT_ONCE]
-    waiting += [name for name in sections if getattr(fresh, name) != getattr(running, name)]
+    waiting += [BELOW.get(name, name) for name in sections if getattr(fresh, name) != getattr(running, name)]
     return dataclasses.replace(running, policy=policy, log_level=fresh.log_level, sources=fresh.sources), tuple(waiting)

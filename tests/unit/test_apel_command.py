@@ -12,7 +12,7 @@ from tests.unit import test_doctor
 from tests.unit.test_configfile import main_file, places, read
 from tests.unit.test_ctl import FakeAgent, run
 from tests.unit.test_doctor import DAY, WALL, FakeHost, certificate
-from vmagent.config import ApelSettings, SigningPair
+from vmagent.config import ApelSettings, SigningPair, reloaded
 from vmagent.core import walltime
 from vmagent.local import protocol
 from vmagent.local.doctor import Level
@@ -36,6 +36,11 @@ def test_settings_and_their_defaults(tmp_path: Path) -> None:
     assert config.apel == ApelSettings(
         "S", "", state / "apel/outgoing", state / "apel/archive", 24, "wall", SigningPair(Path("/c"), Path("/k")),
         f"/queue/{config.policy.site}.apel", None, state / "s")
+
+
+def test_a_change_waits_for_a_restart_and_is_named(tmp_path: Path) -> None:
+    fresh = read(tmp_path, "accounting: {apel: {site_name: S}}\n")
+    assert reloaded(dataclasses.replace(fresh, apel=None), fresh)[1] == ("accounting.apel",)
 
 
 @pytest.mark.parametrize(("said", "place"), [
