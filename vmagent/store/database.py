@@ -101,6 +101,7 @@ class Database:
         """Connect, and prove that everything needed can be read."""
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._connection = connection = sqlite3.connect(str(self._path), timeout=BUSY_S, isolation_level=None)
+        schema.known(connection)  # before anything is written to it
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
             connection.execute(f"PRAGMA {pragma}")
         problems = [text for (text,) in connection.execute("PRAGMA quick_check(3)") if text != "ok"]

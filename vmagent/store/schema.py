@@ -3,7 +3,8 @@
 Rules
 
 1. `PRAGMA user_version` is the number of steps of STEPS a file has been through.  A step is never changed once it was
-   released; what is new is a new step at the end.  Each step is one transaction with its version.
+   released; what is new is a new step at the end.  Each step is one transaction with its version.  A file of each
+   version is kept in tests/data/stores: before a step is added, tests/support/oldstores.py makes one.
 2. A file with more steps than this program knows was written by a newer vmagent: it is refused, never touched.
 3. The JSON columns hold `core.codec`'s canonical form.  A new member with a default needs a step too (an empty one):
    an older vmagent could not read it, and must refuse the file instead of taking it for damaged.
@@ -86,8 +87,8 @@ def version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
-def migrate(connection: sqlite3.Connection, steps: Steps = STEPS) -> None:
-    """Bring the file to `len(steps)`.  Fault REFUSED when it is already beyond (downgrade)."""
+def known(connection: sqlite3.Connection, steps: Steps = STEPS) -> int:
+    """The file's version.  Fault REFUSED when it is beyond `steps` (downgrade).  It only reads."""
     found = version(connection)
     if found > len(steps):
         raise Fault(
@@ -95,6 +96,12 @@ def migrate(connection: sqlite3.Connection, steps: Steps = STEPS) -> None:
             f"the store was written by a newer vmagent (schema {found}, this one knows up to {len(steps)}): "
             "install that version again, or move the store away to begin with an empty one",
         )
+    return found
+
+
+def migrate(connection: sqlite3.Connection, steps: Steps = STEPS) -> None:
+    """Bring the file to `len(steps)`.  Fault REFUSED: `known`."""
+    found = known(connection, steps)
     for number, step in enumerate(steps[found:], found + 1):
         connection.execute("BEGIN IMMEDIATE")
         try:
