@@ -36,7 +36,6 @@ class Announcer:
         clock: ports.Clock,
         security: str,
         version: str,
-        certificates: Callable[[], Mapping[str, int]],
         capabilities: Callable[[], Mapping[str, Any]],
         images: Callable[[Now], Sequence[Mapping[str, Any]]],
     ) -> None:
@@ -48,7 +47,6 @@ class Announcer:
         self._clock = clock
         self._security = security
         self._version = version
-        self._certificates = certificates  # -> file: whole days left
         self._capabilities = capabilities  # what this host can enforce (limitviews.capabilities)
         self._images = images  # -> imageviews.image of every image but those that only stand in a list
         self._told = ""
@@ -60,7 +58,7 @@ class Announcer:
         state = events.host_state(
             info, self._consequences.policy, now, epoch=self._world.epoch, version=self._version,
             drained=self._world.drained, degraded=self._world.degraded,
-            commands=[f"{verb}/1" for verb in VERBS], security=self._security, certificates=self._certificates(),
+            commands=[f"{verb}/1" for verb in VERBS], security=self._security, certificates=self._world.certificates,
             capabilities=self._capabilities(), lists=self._world.lists,
         )
         records = tuple(self._world.records.values())

@@ -14,15 +14,21 @@ from vmagent import ports
 from vmagent.broker.client import BrokerLink, LinkState, Subscription
 from vmagent.broker.inbox import Inbox
 from vmagent.broker.outbox import Outbox
+from vmagent.broker.ownfiles import OwnFiles
 from vmagent.broker.profiles import PROFILES
+from vmagent.broker.trust import TrustStore
+from vmagent.certifying import Certificates
 from vmagent.config import Config
 from vmagent.core import events, walltime
 from vmagent.core.changes import OutboxRow
+from vmagent.core.validity import CA, Papers
 from vmagent.intake import Intake
+from vmagent.lanes import Lanes
 from vmagent.log import event
 from vmagent.world import World
 
 log = logging.getLogger("vmagent.daemon")
+RELOAD_S = 30.0
 
 
 @dataclass
@@ -32,11 +38,12 @@ class Channel:
     link: BrokerLink
     inbox: Inbox
     outbox: Outbox
+    certificates: Certificates
 
 
 def channel(
     config: Config, reactor: Any, clock: ports.Clock, chance: random.Random, store: ports.Store, intake: Intake,
-    world: World,
+    world: World, trust: TrustStore, files: Lanes,
 ) -> Channel:
     broker = config.broker
     profile = PROFILES[broker.profile]
@@ -64,8 +71,23 @@ def channel(
     destinations = {"events": broker.events, "usage": broker.usage, "capacity": broker.capacity,
                     "telemetry": broker.telemetry, "replies": config.policy.default_reply}
     outbox = Outbox(store, link, reactor, source, destinations, _renderer(source), broker.window)
-    made = Channel(link, inbox, outbox)
+    papers = Certificates(world, clock, _papers(config, trust, files), link.renew,
+                          config.security.certificate_warn_days)
+    made = Channel(link, inbox, outbox, papers)
     return made
+
+
+def _papers(config: Config, trust: TrustStore, files: Lanes) -> Callable[[], Deferred[Papers]]:
+    """Reads the CA directory and our own files where they changed."""
+    own = OwnFiles(config.broker.tls)
+
+    def look() -> Papers:
+        trust.reload()
+        mine = own.look()
+        faults = (*mine.faults, *((CA, f"left out: {text}") for text in trust.unreadable))
+        return Papers((*mine.dated, *trust.dated), faults, mine.renewed)
+
+    return lambda: files.run("trust", RELOAD_S, look)
 
 
 def _renderer(source: str) -> Callable[[OutboxRow], bytes]:

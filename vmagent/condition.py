@@ -6,17 +6,18 @@ Rules: nothing is judged here; what cannot be found out now is None, never 0, an
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Awaitable, Callable, Dict, Mapping, Optional
+from typing import Any, Awaitable, Callable, Dict, Optional
 
 from vmagent import ports
 from vmagent.channel import Channel
 from vmagent.core import walltime
 from vmagent.core.policy import Policy
 from vmagent.errors import Fault
+from vmagent.world import World
 
 
 class Condition:
-    """`facts()` is what `status` shows as `health`.  certificates: file -> whole days left."""
+    """`facts()` is what `status` shows as `health`."""
 
     def __init__(
         self,
@@ -24,14 +25,14 @@ class Condition:
         images: ports.Images,
         way: Channel,
         clock: ports.Clock,
-        certificates: Callable[[], Mapping[str, int]],
+        world: World,
         policy: Callable[[], Policy],
     ) -> None:
         self._store = store
         self._images = images
         self._way = way
         self._clock = clock
-        self._certificates = certificates
+        self._world = world
         self._policy = policy
 
     def broker(self) -> Dict[str, Any]:
@@ -50,7 +51,7 @@ class Condition:
             "link_s": round(max(0.0, now.at - self._way.link.state().since), 1),
             "spool_age_s": await _known(self._spool_age_s(now.wall)),
             "published_age_s": None if published is None else round(max(0.0, now.at - published), 1),
-            "certificates": dict(self._certificates()),
+            "certificates": {one["file"]: one["days_left"] for one in self._world.certificates},
             "disk_free_gib": await _known(self._free_gib()),
             "disk_floor_gib": self._policy().disk_floor_gib,
         }

@@ -75,6 +75,7 @@ class SecuritySettings:
     ca_directory: Path  # *.pem certificates of CAs; *.crl or *.r0 revocation lists, PEM
     crl: str  # "require" | "when_present"
     proxy_certificates: str  # "refuse" | "accept"
+    certificate_warn_days: int = 14  # what ends sooner is told
 
 
 @dataclass(frozen=True)

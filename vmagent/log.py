@@ -166,6 +166,16 @@ MESSAGES: Mapping[str, Message] = {
         logging.WARNING,
         "A golden image could not be fetched, or is not what it should be; the reason says which.",
     ),
+    "certificate-ends": Message(
+        "6c8e01a3f2c74b4f9a30b5a4f1d0c290",
+        logging.WARNING,
+        "A certificate or revocation list has expired, expires soon or cannot be used; the line names file and date.",
+    ),
+    "certificates-renewed": Message(
+        "6c8e01a3f2c74b4f9a30b5a4f1d0c291",
+        logging.INFO,
+        "Renewed files of broker.tls are taken: the link to the broker is made anew with them.",
+    ),
 }
 
 FIELDS: Mapping[str, str] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import random
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Callable, Coroutine, Mapping, Optional, Sequence, Tuple
 
@@ -60,7 +61,6 @@ from vmagent.world import World
 
 log = logging.getLogger("vmagent.daemon")
 THREADS = {"store": 1, "images": 3, "network": 2, "files": 1, "fetching": 4, "meter": 1, "export": 1}
-RELOAD_S = 30.0
 LIST_PART = "image-list "  # and its identifier: the part of host.state's `degraded`
 
 
@@ -162,11 +162,13 @@ class Parts:
                 log.warning("%s", fault)
 
     async def _files(self) -> None:
-        await self.lanes["files"].run("trust", RELOAD_S, self.trust.reload)
+        await self.channel.certificates.look()
         await self.lists.look()
 
     async def endorse(self) -> None:
         """Image lists: those kept from the last run count at once, all are read again from now on."""
+        with suppress(Fault):  # a directory that hangs holds nobody up; the next minute looks again
+            await self.channel.certificates.look()
         await self.lists.start(self.consequences.policy.trust, self.consequences.policy.clock_skew_s, self.listed)
 
     def listed(self) -> None:
@@ -292,18 +294,16 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
     commands = ImageCommands(world, consequences, keepers.revoker, keepers.images)
     trust = TrustStore(config.security)
     lists = imageparts.lists(config, trust, lanes["files"], reactor, clock, chance)
-    said = speakers(config, world, store, hypervisor, images, kernel, consequences, clock, lanes["files"], trust,
-                    commands)
+    said = speakers(config, world, store, hypervisor, images, kernel, consequences, clock, lanes["files"], commands)
     keepers.images.attend(said.announcer.changed)
     intake = Intake(world, store, _verifier(config, trust), said.room, consequences,
                     _limits(config), clock, reconciler.mark, reporting(said.announcer, books.usage),
                     said.announcer.changed, commands, said.questions)
-    way = channel(config, reactor, clock, chance, store, intake, world)
+    way = channel(config, reactor, clock, chance, store, intake, world, trust, lanes["files"])
     late.outbox = way.outbox
     queries = Queries(world, store, hypervisor, images, clock, lambda: consequences.policy,
-                      Condition(store, images, way, clock, said.certificates, lambda: consequences.policy),
-                      said.capabilities, kernel.firewall.counters, commands, said.offering, measured.telemetry.view,
-                      books.usage)
+                      Condition(store, images, way, clock, world, lambda: consequences.policy), said.capabilities,
+                      kernel.firewall.counters, commands, said.offering, measured.telemetry.view, books.usage)
     grid = apelparts.build(config, store, world, clock, lanes["export"], way.link,
                            lambda: consequences.policy.volumes)
     local = _socket(config, reactor, intake, {**queries.table(), **grid.queries()}, feed, clock)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any, Callable, Mapping
 
@@ -12,10 +11,9 @@ from twisted.python.failure import Failure
 import vmagent
 from vmagent import ports
 from vmagent.announcer import Announcer
-from vmagent.broker.trust import TrustStore
 from vmagent.config import Config
 from vmagent.consequences import Consequences
-from vmagent.core import limitviews, walltime
+from vmagent.core import limitviews
 from vmagent.core.capacity import Around
 from vmagent.core.policy import Policy
 from vmagent.core.room import HostRoom, written_gib
@@ -35,28 +33,24 @@ AROUND_S = 5.0
 
 @dataclass(frozen=True)
 class Speakers:
-    """room: what admission may promise, read now; capabilities: what this host can really enforce; certificates:
-    file -> whole days left."""
+    """room: what admission may promise, read now; capabilities: what this host can really enforce."""
 
     announcer: Announcer
     offering: Offering
     questions: Questions
     room: Callable[[], Deferred[HostRoom]]
     capabilities: Callable[[], Mapping[str, Any]]
-    certificates: Callable[[], Mapping[str, int]]
 
 
 def speakers(
     config: Config, world: World, store: ports.Store, hypervisor: ports.Hypervisor, images: ports.Images,
-    kernel: Kernel, consequences: Consequences, clock: ports.Clock, files: Lanes, trust: TrustStore,
-    commands: ImageCommands,
+    kernel: Kernel, consequences: Consequences, clock: ports.Clock, files: Lanes, commands: ImageCommands,
 ) -> Speakers:
     """Built, silent yet."""
     room = _room(hypervisor, images, kernel, world, consequences)
     capabilities = _capabilities(hypervisor, kernel, consequences)
-    certificates = functools.partial(_days_left, trust, clock)
     announcer = Announcer(world, store, hypervisor, consequences, clock, config.security.commands,
-                          vmagent.__version__, certificates, capabilities, commands.here)
+                          vmagent.__version__, capabilities, commands.here)
     url = config.broker.urls[0]
     offering = Offering(world, hypervisor, consequences, clock, room, _around(files, consequences),
                         lambda data, now: glue.share(announcer.host(now), data, commands.here(now), url))
@@ -64,7 +58,7 @@ def speakers(
     questions = Questions(
         world, consequences, offering, config.hypervisor.threads,
         lambda states: occi.collection(occi.compute(state, hypervisor.info().arch) for state in states))
-    return Speakers(announcer, offering, questions, room, capabilities, certificates)
+    return Speakers(announcer, offering, questions, room, capabilities)
 
 
 def _capabilities(
@@ -72,10 +66,6 @@ def _capabilities(
 ) -> Callable[[], Mapping[str, Any]]:
     return lambda: limitviews.capabilities(hypervisor.info(), kernel.firewall.info(), kernel.shaper.info(),
                                            kernel.cgroups.version(), consequences.policy.snapshots)
-
-
-def _days_left(trust: TrustStore, clock: ports.Clock) -> Mapping[str, int]:
-    return {name: int(days) for name, days in trust.days_left(walltime.seconds(clock.now().wall)).items()}
 
 
 def _bridges(policy: Policy) -> Any:

@@ -40,6 +40,7 @@ class World:
         self.foreign: Tuple[ForeignSeen, ...] = ()
         self.files: Mapping[str, ImageFile] = {}  # what the image cache holds by SHA-512, as last seen; never stored
         self.lists: Mapping[str, VerifiedList] = {}  # image lists by identifier, as last verified; never stored
+        self.certificates: Tuple[Mapping[str, Any], ...] = ()  # validity.published, as last looked at; never stored
         self.degraded: Dict[str, str] = {}  # part -> why, published with host.state
         self._owed: Dict[str, Set[str]] = {}  # VM id -> ids of commands that still owe a final reply
 

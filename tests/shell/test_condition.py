@@ -15,6 +15,7 @@ from vmagent.channel import Channel
 from vmagent.condition import Condition
 from vmagent.core.changes import OutboxRow
 from vmagent.errors import Fault, FaultKind
+from vmagent.world import World
 
 AT_S = 1030.0
 
@@ -52,8 +53,10 @@ def condition(store: Spool, sending: bool) -> Condition:
     outbox = Outbox(store, link, clock, "//S/h", {"events": "/topic/e"}, lambda row: b"{}", 10 if sending else 0)
     link.up()
     outbox.wake()
-    way: Any = Channel(link, nobody, outbox)  # type: ignore[arg-type]
-    return Condition(store, store, way, FixedClock(), lambda: {"a.pem": 30}, b.policy)  # type: ignore[arg-type]
+    way: Any = Channel(link, nobody, outbox, nobody)  # type: ignore[arg-type]
+    world = World(store, nobody, nobody)  # type: ignore[arg-type]
+    world.certificates = ({"file": "a.pem", "days_left": 30},)
+    return Condition(store, store, way, FixedClock(), world, b.policy)  # type: ignore[arg-type]
 
 
 def test_what_waits_has_its_age_and_nothing_was_published_yet() -> None:

@@ -44,7 +44,7 @@ def host_state(host: str, **changes: Any) -> Mapping[str, Any]:
     info = HypervisorInfo("test:///default", "TEST", "test", "x86_64", "9.0", "7.2", 4, 4096, True, 1.0)
     data = events.host_state(
         info, policy(host=host), now(), epoch=Epoch(EPOCH, 1, WALL, "first"), version="0", drained=False, degraded={},
-        commands=["vm.start/1"], security="signed", certificates={},
+        commands=["vm.start/1"], security="signed", certificates=(),
         capabilities=limitviews.capabilities(
             info, FirewallInfo("sets", ""), ShaperInfo("tbf", ""), None, SnapshotRules()), lists={},
     )

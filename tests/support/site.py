@@ -116,7 +116,7 @@ class Site:
         heard(self.reconciler.mark, self.keeper.news, self.snapshotting.attend, h.shelf.tell)
         commands = ImageCommands(self.world, self.consequences, self.revoker, self.keeper)
         self.announcer = Announcer(
-            self.world, self.store, h, self.consequences, h, "signed", "0", dict,
+            self.world, self.store, h, self.consequences, h, "signed", "0",
             lambda: limitviews.capabilities(h.info(), h.firewall.info(), h.shaper.info(), 2,
                                             self.consequences.policy.snapshots), commands.here)
         self.offering = Offering(self.world, h, self.consequences, h, self._room, lambda: succeed(self.around),

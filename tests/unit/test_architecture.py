@@ -19,6 +19,7 @@ LAYER0 = {"core", "errors"}
 LAYER1 = {"ports", "config", "configfile", "log", "lanes", "children", "crashpoint", "givenfiles"}
 LAYER2 = {"hypervisor", "host", "images", "broker", "local", "store", "render", "export"}
 LAYER3 = {"reconciler", "world", "consequences", "observer", "intake", "announcer", "adoption", "recovery",
+          "certifying",
           "chronicle", "holding", "sweeping", "counting", "snapshotting", "revoking", "imagecommands", "imagekeeping",
           "metering", "sampling", "telemetry", "scraping",
           "offering", "questions"}

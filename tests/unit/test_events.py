@@ -243,7 +243,8 @@ def members(**kw: Any) -> Dict[str, Any]:
     """What host_state is told beside the host and the policy."""
     told: Dict[str, Any] = {
         "epoch": EPOCH, "version": "0.1.0", "drained": False, "degraded": {"broker": "away"},
-        "commands": [f"{verb}/1" for verb in VERBS], "security": "signed", "certificates": {"/etc/c.pem": 30},
+        "commands": [f"{verb}/1" for verb in VERBS], "security": "signed",
+        "certificates": [{"file": "/etc/c.pem", "days_left": 30}],
         "capabilities": limitviews.capabilities(
             INFO, FirewallInfo("conntrack", "works"), ShaperInfo("tbf+fq_codel", "works"), 2, SnapshotRules()),
         "lists": {},

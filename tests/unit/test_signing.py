@@ -462,12 +462,15 @@ def test_an_empty_directory_trusts_nobody(tmp_path: Path) -> None:
     for path in tmp_path.iterdir():
         path.unlink()
     assert site.refused(signed_by(site.ca.issue("user"))) == "certificate-untrusted"
-    assert site.trust().days_left(NOW_S) == {}
+    assert site.trust().dated == ()
 
 
-def test_days_left(site: Site) -> None:
+def test_how_long_each_is_valid(site: Site) -> None:
+    """Of an issuer's lists only the one that lasts longest counts."""
     site.write("other.pem", authority("Other CA", ends=NOW + 3 * DAY).pem)
-    assert site.trust().days_left(NOW_S) == {"ca": 3.0, "crl": 7.0}
+    site.write("old.crl", site.ca.crl(ends=NOW + 1 * DAY))
+    ends = {(one.kind, Path(one.file).name): (one.ends_s - NOW_S) / 86400 for one in site.trust().dated}
+    assert ends == {("ca", "ca.pem"): 1000.0, ("ca", "other.pem"): 3.0, ("crl", "ca.r0"): 7.0}
 
 
 # ---- without signatures ----

@@ -174,6 +174,11 @@ class Link:
             self._post("DISCONNECT", {}, self._end)
         return stopped
 
+    def renew(self, why: str) -> None:
+        """Lose a link that is up: the next one reads the files of TLS anew, and what was under way is sent again."""
+        if self._state.up:
+            self._lose(why)
+
     def state(self) -> LinkState:
         return self._state
 

@@ -20,7 +20,7 @@ import re
 import tempfile
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Dict, FrozenSet, Iterator, List, Mapping, NoReturn, Sequence, Tuple, Union
+from typing import Any, Dict, FrozenSet, Iterator, List, Mapping, NoReturn, Tuple, Union
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -30,13 +30,13 @@ from OpenSSL import crypto
 from vmagent.config import SecuritySettings
 from vmagent.core import dn
 from vmagent.core.commands import Rdns
+from vmagent.core.validity import CA, CRL, Dated
 from vmagent.errors import Problem
 
 log = logging.getLogger("vmagent.broker")
 
 PATTERNS = ("*.pem", "*.crl", "*.r0")
 SMALLEST_RSA = 2048
-_DAY_S = 86400.0
 _EPOCH = datetime(1970, 1, 1)
 _PROXY_INFO = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.14")  # RFC 3820
 _BLOCK = re.compile(rb"-----BEGIN (CERTIFICATE|X509 CRL)-----.+?-----END \1-----", re.DOTALL)
@@ -61,7 +61,7 @@ _TYPES: Mapping[int, Tuple[str, str]] = {
 }
 
 Certificates = Tuple[x509.Certificate, ...]
-_Dated = Union[x509.Certificate, x509.CertificateRevocationList]
+_Ending = Union[x509.Certificate, x509.CertificateRevocationList]
 
 
 class TrustStore:
@@ -75,6 +75,7 @@ class TrustStore:
         self._with_crl: FrozenSet[bytes] = frozenset()
         self._chains, self._revocations = crypto.X509Store(), crypto.X509Store()
         self.unreadable: Tuple[str, ...] = ()  # files that were left out, each with its reason
+        self.dated: Tuple[Dated, ...] = ()  # each CA certificate, and the newest revocation list of each issuer
         self.reload()
 
     def reload(self) -> bool:
@@ -83,15 +84,16 @@ class TrustStore:
         A file that cannot be read is left out, logged and listed in `unreadable`; the others count.
         """
         paths = sorted({path for pattern in PATTERNS for path in self._settings.ca_directory.glob(pattern)})
-        seen = {str(path): _stamp(path) for path in paths}
+        seen = {str(path): stamp(path) for path in paths}
         if seen == self._seen:
             return False
         anchors: Dict[bytes, x509.Certificate] = {}
         crls: Dict[bytes, x509.CertificateRevocationList] = {}
-        unreadable = []
+        unreadable, dated = [], []
         for path in paths:
             try:
                 _read(path, anchors, crls)
+                dated += dates(CA, path)
             except (OSError, ValueError, UnsupportedAlgorithm) as error:
                 unreadable.append(f"{path}: {error}")
                 log.error("left out of the trusted certificates: %s: %s", path, error)
@@ -101,14 +103,9 @@ class TrustStore:
         self._revocations = _store(bundle, flags | crypto.X509StoreFlags.CRL_CHECK)
         self._anchors, self._crls = tuple(anchors.values()), tuple(crls.values())
         self._with_crl = frozenset(crl.issuer.public_bytes() for crl in self._crls)
-        self.unreadable, self._seen = tuple(unreadable), seen
+        self.unreadable, self.dated, self._seen = tuple(unreadable), _newest(dated), seen
         log.info("trusted: %d certificates, %d revocation lists", len(anchors), len(crls))
         return True
-
-    def days_left(self, now_wall_s: float) -> Mapping[str, float]:
-        """Days until the first certificate ("ca") and the first revocation list ("crl") ends; without one, no key."""
-        kinds: Tuple[Tuple[str, Sequence[_Dated]], ...] = (("ca", self._anchors), ("crl", self._crls))
-        return {kind: (min(map(_end_s, dated)) - now_wall_s) / _DAY_S for kind, dated in kinds if dated}
 
     def verify(self, chain: Certificates, now_wall_s: float) -> Certificates:
         """The chain from the signer's certificate (first) up to an anchor of ours (last).
@@ -210,12 +207,37 @@ def _openssl(certificate: x509.Certificate) -> crypto.X509:
     return crypto.X509.from_cryptography(certificate)
 
 
-def _stamp(path: Path) -> Tuple[int, int]:
+def stamp(path: Path) -> Tuple[int, int]:
+    """Differs once the file does; (0, 0) when it cannot be looked at."""
     try:
         status = path.stat()
     except OSError:
         return (0, 0)
     return (status.st_mtime_ns, status.st_size)
+
+
+def dates(kind: str, path: Path) -> List[Dated]:
+    """Of every certificate (`kind`) and revocation list ("crl") in a PEM file.  OSError, ValueError."""
+    found = []
+    for word, block in _blocks(path.read_bytes()):
+        if word == b"CERTIFICATE":
+            one = x509.load_pem_x509_certificate(block)
+            found.append(Dated(kind, str(path), _name(one), _at(one, "not_valid_before"), _at(one, "not_valid_after")))
+        else:
+            crl = x509.load_pem_x509_crl(block)
+            issuer = crl.issuer.rfc4514_string()
+            found.append(Dated(CRL, str(path), issuer, _at(crl, "last_update"), _at(crl, "next_update")))
+    return found
+
+
+def _newest(dated: List[Dated]) -> Tuple[Dated, ...]:
+    """Of revocation lists only the one that lasts longest; without an end it says nothing."""
+    lists: Dict[str, Dated] = {}
+    for one in dated:
+        if one.kind == CRL and one.ends_s >= lists.get(one.name, one).ends_s:
+            lists[one.name] = one
+    some = [one for one in dated if one.kind != CRL] + list(lists.values())
+    return tuple(dict.fromkeys(one for one in some if one.ends_s != float("inf")))
 
 
 def _read(
@@ -239,8 +261,8 @@ def _blocks(pem: bytes) -> Iterator[Tuple[bytes, bytes]]:
         yield found.group(1), found.group(0)
 
 
-def _end_s(dated: _Dated) -> float:
-    """When it ends, in seconds since 1970.  cryptography before 42 has naive UTC times only; a CRL may have no end."""
-    name = "not_valid_after" if isinstance(dated, x509.Certificate) else "next_update"
-    end = getattr(dated, f"{name}_utc", None) or getattr(dated, name)
-    return float("inf") if end is None else end.replace(tzinfo=timezone.utc).timestamp()
+def _at(dated: _Ending, name: str) -> float:
+    """One of its times, in seconds since 1970.  cryptography before 42 has naive UTC times only; a CRL may have no end.
+    """
+    moment = getattr(dated, f"{name}_utc", None) or getattr(dated, name)
+    return float("inf") if moment is None else float(moment.replace(tzinfo=timezone.utc).timestamp())

@@ -113,7 +113,8 @@ def address(listen: str) -> Tuple[str, int]:
 
 def _security(settings: Values) -> SecuritySettings:
     return SecuritySettings(
-        settings["commands"], Path(settings["ca_directory"]), settings["crl"], settings["proxy_certificates"]
+        settings["commands"], Path(settings["ca_directory"]), settings["crl"], settings["proxy_certificates"],
+        settings["certificate_warn_days"],
     )
 
 

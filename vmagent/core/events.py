@@ -278,14 +278,14 @@ def host_state(
     degraded: Mapping[str, str],
     commands: Sequence[str],
     security: str,
-    certificates: Mapping[str, int],
+    certificates: Sequence[Mapping[str, Any]],
     capabilities: Mapping[str, Any],
     lists: Mapping[str, VerifiedList],
 ) -> Dict[str, Any]:
     """The `data` of host.state.
 
     degraded: part -> why; commands: schemas accepted ("vm.start/1"); security: "signed" | "broker";
-    certificates: file -> whole days left; capabilities: limitviews.capabilities; lists: as verified.
+    certificates: validity.published; capabilities: limitviews.capabilities; lists: as verified.
     """
     return {
         "site": policy.site,
@@ -304,7 +304,7 @@ def host_state(
         },
         "commands": sorted(commands),
         "security": security,
-        "certificates": [{"file": file, "days_left": days} for file, days in sorted(certificates.items())],
+        "certificates": [dict(one) for one in certificates],
         "capabilities": codec.plain(capabilities),
         "flavours": sorted(policy.flavours),
         "volumes": _volumes(policy),

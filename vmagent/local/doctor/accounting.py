@@ -50,8 +50,8 @@ def signature(facts: Facts) -> Finding:
     found = loaded(facts, apel.sign.certificate, x509.load_pem_x509_certificate)
     if found is None:
         return fail(f"{apel.sign.certificate} holds no certificate", "put a PEM certificate there")
-    days = ((ends_at(found, "not_valid_after") or 0.0) - facts.host.wall()) / DAY_S
-    own = expiry(str(apel.sign.certificate), days, "renew the host's certificate")
+    until = ends_at(found, "not_valid_after") or 0.0
+    own = expiry(facts, str(apel.sign.certificate), until, "renew the host's certificate")
     return joined([own, private(facts, apel.sign.key)], own)
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Callable, List, Mapping, Optional, Protocol, Sequence
 
 from vmagent.config import Config
+from vmagent.core import validity
 
 SYSTEMD = Path("/run/systemd/system")  # there where systemd runs the host: sd_booted(3)
-SOON_DAYS = 14.0  # what expires within these days is warned about
+DAY_S = 86400.0
 
 
 class Level(str, Enum):
@@ -115,12 +116,13 @@ def joined(findings: Sequence[Finding], nothing: Finding) -> Finding:
     return Finding(worst, "; ".join(f.text for f in told), "; ".join(mends))
 
 
-def expiry(what: str, days: float, mend: str) -> Finding:
-    """A thing that is valid for some more days."""
+def expiry(facts: Facts, what: str, until: float, mend: str) -> Finding:
+    """A thing that is valid until then (wall seconds)."""
+    days, on = (until - facts.host.wall()) / DAY_S, validity.day(until)
     if days <= 0:
-        return fail(f"{what} expired {-days:.0f} days ago", mend)
-    if days < SOON_DAYS:
-        return warn(f"{what} expires in {days:.0f} days", mend)
+        return fail(f"{what} expired {-days:.0f} days ago, on {on}", mend)
+    if days < facts.config.security.certificate_warn_days:
+        return warn(f"{what} expires in {days:.0f} days, on {on}", mend)
     return ok(f"{what} is valid for {days:.0f} days")
 
 

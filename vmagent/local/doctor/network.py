@@ -12,7 +12,6 @@ from typing import Any, FrozenSet, List, Mapping, Optional, Set, Tuple
 from vmagent.errors import Fault, FaultKind
 from vmagent.local.doctor.findings import SYSTEMD, Check, Facts, Finding, expiry, fail, joined, ok, unknown, warn
 
-DAY_S = 86400.0
 QDISCS = ("htb", "tbf", "sfq", "fq_codel", "ingress", "clsact")
 TRACKING = {"conntrack": "the kernel's connection tracking for bridges",
             "sets": "our own sets with time-outs: this kernel has no connection tracking for bridges"}
@@ -168,8 +167,7 @@ def broker(facts: Facts) -> Finding:
         if until is None:
             near.append(ok(f"{url} answers"))
         else:
-            days = (until - facts.host.wall()) / DAY_S
-            near.append(expiry(f"the certificate of {url}", days, "renew the broker's certificate"))
+            near.append(expiry(facts, f"the certificate of {url}", until, "renew the broker's certificate"))
     if near and away:
         missing = [warn(finding.text, finding.mend) for finding in away]
         return joined([*near, *missing], near[0])

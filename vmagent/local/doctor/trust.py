@@ -14,8 +14,6 @@ from cryptography.utils import CryptographyDeprecationWarning
 from vmagent.errors import Fault
 from vmagent.local.doctor.findings import Check, Facts, Finding, Level, expiry, fail, joined, ok, unknown, warn
 
-DAY_S = 86400.0
-
 
 def ends_at(thing: Any, name: str) -> Optional[float]:
     """`not_valid_after` or `next_update`, as wall seconds; cryptography before 42 knows only the naive form, in UTC."""
@@ -34,10 +32,6 @@ def loaded(facts: Facts, path: Path, parse: Callable[[bytes], Any]) -> Any:
         return None
 
 
-def _days(facts: Facts, until: float) -> float:
-    return (until - facts.host.wall()) / DAY_S
-
-
 def certificate(facts: Facts) -> Finding:
     """Our own, towards the broker."""
     tls = facts.config.broker.tls
@@ -49,7 +43,7 @@ def certificate(facts: Facts) -> Finding:
     if found is None:
         return fail(f"{tls.certificate} holds no certificate", "put a PEM certificate there")
     until = ends_at(found, "not_valid_after")
-    own = expiry(str(tls.certificate), _days(facts, until or 0.0), "renew the host's certificate")
+    own = expiry(facts, str(tls.certificate), until or 0.0, "renew the host's certificate")
     return joined([own, private(facts, tls.key)], own)
 
 
@@ -81,7 +75,7 @@ def authorities(facts: Facts) -> Finding:
             found.append(warn(f"{path} holds no certificate", "remove it, or put a PEM certificate there"))
         else:
             until = ends_at(parsed, "not_valid_after")
-            found.append(expiry(str(path), _days(facts, until or 0.0), "install the CA's new certificate"))
+            found.append(expiry(facts, str(path), until or 0.0, "install the CA's new certificate"))
     mend = "install the site's CA certificates (*.pem) there, or set security.ca_directory"
     whole = joined(found, fail(f"{security.ca_directory} holds no CA certificate: no command is believed", mend))
     return ok(f"{len(files)} CA certificates in {security.ca_directory}") if whole.level is Level.OK else whole
@@ -114,7 +108,7 @@ def revocations(facts: Facts) -> Finding:
 def _revocation(facts: Facts, ca: str, until: Optional[float]) -> Finding:
     mend = "fetch revocation lists regularly (fetch-crl), as *.crl or *.r0 in PEM"
     if until is not None:
-        return expiry(f"the revocation list of {ca}", _days(facts, until), mend)
+        return expiry(facts, f"the revocation list of {ca}", until, mend)
     if facts.config.security.crl == "require":
         return fail(f"{ca} has no revocation list: its signers are refused", f"{mend}, or security.crl: when_present")
     return warn(f"{ca} has no revocation list", mend)
