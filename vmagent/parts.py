@@ -304,6 +304,7 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
     queries = Queries(world, store, hypervisor, images, clock, lambda: consequences.policy,
                       Condition(store, images, way, clock, world, lambda: consequences.policy), said.capabilities,
                       kernel.firewall.counters, commands, said.offering, measured.telemetry.view, books.usage)
+    measured.sampler.attend(queries.pacing)
     grid = apelparts.build(config, store, world, clock, lanes["export"], way.link,
                            lambda: consequences.policy.volumes)
     local = _socket(config, reactor, intake, {**queries.table(), **grid.queries()}, feed, clock)

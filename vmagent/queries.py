@@ -16,10 +16,12 @@ from vmagent import ports
 from vmagent.condition import Condition
 from vmagent.core import imageviews
 from vmagent.core.model import NicCounters, Now, Observed, VmRecord
+from vmagent.core.paces import Paces
 from vmagent.core.policy import Policy
+from vmagent.core.samples import Reading
 from vmagent.errors import Fault, Problem
 from vmagent.imagecommands import ImageCommands
-from vmagent.local import views
+from vmagent.local import topview, views
 from vmagent.offering import Offering
 from vmagent.render import cloudwatch, occi
 from vmagent.usagereport import UsageReport
@@ -63,6 +65,7 @@ class Queries:
         self._offering = offering
         self._measured = telemetry  # -> Telemetry.view
         self._usage = usage
+        self._paces = Paces()
 
     def table(self) -> Dict[str, Callable[[Args], Deferred[Any]]]:
         """verb -> callable(args) -> Deferred of plain JSON."""
@@ -71,7 +74,7 @@ class Queries:
             "drain_check": self._drain_check, "status": self._status, "capacity": self._capacity,
             "doctor": self._doctor, "limits": self._limits, "images": self._list_images,
             "downloads": self._downloads, "telemetry": self._telemetry, "glue": self._glue,
-            "usage": self._used,
+            "usage": self._used, "top": self._top,
         }
         return {verb: _deferred(query) for verb, query in queries.items()}
 
@@ -141,6 +144,14 @@ class Queries:
         if seen is None:
             return {}
         return {vm: dataclasses.replace(seen, network=self._world.network.get(vm, seen.network))}
+
+    async def pacing(self, reading: Reading) -> None:
+        """A listener of the sampler: what `top` shows."""
+        self._paces.take(reading, {vm: [interface.device for interface in record.spec.interfaces]
+                                   for vm, record in self._world.records.items()})
+
+    async def _top(self, args: Args) -> Any:
+        return topview.top(self._records(), self._world.observed, self._paces, self._now())
 
     async def _who(self, args: Args) -> Any:
         return views.who(self._records(), self._world.observed, self._now())

@@ -13,6 +13,7 @@ from tests.support import building as b
 from tests.support.controlled import fired
 from tests.support.fake_images import FakeImages
 from vmagent.core.model import Drift, HypervisorInfo, ImageRef, NicCounters
+from vmagent.core.samples import HostSample, Reading, Sample
 from vmagent.errors import Fault, FaultKind, Problem
 from vmagent.queries import Queries
 from vmagent.world import World
@@ -33,6 +34,18 @@ def limits(world: World, counters: Counters, vm: str = "worker") -> Dict[str, An
                       dict, nobody)
     answer: Dict[str, Any] = fired(queries.table()["limits"]({"vm": vm}))
     return answer
+
+
+def test_top_is_fed_with_the_sampler_s_readings(world: World) -> None:
+    nobody: Any = None
+    queries = Queries(world, nobody, nobody, nobody, FixedClock(), b.policy, dict, dict, counted, nobody, nobody,
+                      dict, nobody)
+    for at, cpu_s in ((1010.0, 1.0), (1020.0, 3.5)):
+        reading = Reading(at, {RUNS.vm: Sample(RUNS.vm, at, "1", cpu_s)}, {}, HostSample(at))
+        Deferred.fromCoroutine(queries.pacing(reading))
+    answer = fired(queries.table()["top"]({}))
+    assert answer["age_s"] == 10.0
+    assert [row["pace"]["cpu_core_percent"] for row in answer["vms"]] == [25]
 
 
 @pytest.fixture(name="world")

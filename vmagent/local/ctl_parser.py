@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Tuple
 
 from vmagent.core import asking, capacityasking, imageasking, moment
+from vmagent.local import toplines
 
 DEFAULT_SOCKET = Path("/run/vmagent/vmagent.sock")
 DEFAULT_CONFIG = Path("/etc/vmagent/vmagent.yaml")
@@ -72,6 +73,7 @@ def _looking(subs: Any) -> None:
     _add(subs, "status", "the agent and this host in short", "vmagentctl status")
     _capacity(subs)
     _telemetry(subs)
+    _top(subs)
     _add(subs, "glue", "this host's share of its site's GLUE 2.1 document, in JSON", "vmagentctl glue > share.json")
     events = _add(subs, "events", "what happened lately", "vmagentctl events\n  vmagentctl events -f --json")
     events.add_argument("-f", "--follow", action="store_true", help="go on with new events until interrupted")
@@ -106,6 +108,17 @@ def _capacity(subs: Any) -> None:
     capacityasking.add_options(capacity)
     capacity.add_argument("--owner", metavar="SUBJECT", help="for whom: a certificate subject")
     capacity.add_argument("--fqan", default="", metavar="FQAN", help="for which VO; with --owner")
+
+
+def _top(subs: Any) -> None:
+    top = _add(subs, "top", "what the VMs do right now, again and again; q ends it",
+               "vmagentctl top\n  vmagentctl top --sort network --filter vo=vo.example.org --filter phase=ready\n"
+               "  vmagentctl top --once --json")
+    top.add_argument("--sort", choices=sorted(toplines.SORTS), default="cpu", help="what stands first (default cpu)")
+    top.add_argument("--filter", type=asking.checked(toplines.wanted), action="append", default=[],
+                     metavar="KIND=TEXT", help="only VMs with this owner=, vo= or phase=; several are allowed")
+    top.add_argument("--every", type=asking.span, default=2, metavar="SPAN", help="how often it asks (default 2s)")
+    top.add_argument("--once", action="store_true", help="one look, then end")
 
 
 def _telemetry(subs: Any) -> None:
