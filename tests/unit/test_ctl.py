@@ -111,7 +111,7 @@ def test_every_sub_command_does_something_and_has_help() -> None:
     actions = [one for one in ctl_parser.parser()._actions if one.dest == "verb"]
     assert actions[0].choices is not None
     choices: Mapping[str, Any] = actions[0].choices  # type: ignore[assignment]
-    assert set(choices) == set(COMMANDS) | {"doctor"}
+    assert set(choices) == set(COMMANDS) | {"doctor", "bundle"}
     for name, sub in choices.items():
         text = sub.format_help()
         assert f"vmagentctl {name}" in text.split("examples:")[1]

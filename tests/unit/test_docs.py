@@ -14,7 +14,7 @@ from typing import Any, Dict, Iterator, List, Set, Tuple
 import pytest
 
 from vmagent import configfile
-from vmagent.__main__ import arguments
+from vmagent.__main__ import FAILED, OK, USAGE, arguments
 from vmagent.apelparts import Apel
 from vmagent.broker import trust
 from vmagent.broker.profiles import PROFILES
@@ -26,10 +26,12 @@ from vmagent.core.limits import Outside
 from vmagent.core.model import Outcome, Phase
 from vmagent.export import check_vmagent
 from vmagent.local import ctl_parser, protocol
+from vmagent.local.ctl_session import Code as LocalCode
 from vmagent.local.doctor import CHECKS
 from vmagent.queries import Queries
 from vmagent.site import arguments as site_arguments
 from vmagent.site import check_vm_creation
+from vmagent.site.commands import Code as SiteCode
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -228,8 +230,15 @@ def paragraphs(text: str) -> Set[str]:
 
 
 def test_every_check_and_alarm_has_its_paragraph() -> None:
-    assert paragraphs(TROUBLE) == {check.id for check in CHECKS} | {
+    assert paragraphs(TROUBLE) == {"configuration"} | {check.id for check in CHECKS} | {
         *ALARMS, *events.HELD, *events.OF_IMAGES, *events.OF_THE_HOST}
+
+
+def test_exit_codes_are_the_code_s() -> None:
+    text = (ROOT / "docs/operations/running.md").read_text(encoding="utf-8")
+    table = rows(text, "## Exit codes")
+    said = [{int(row[0]) for row in table if row[column]} for column in (1, 2, 3)]
+    assert said == [{OK, FAILED, USAGE}, {int(code) for code in LocalCode}, {int(code) for code in SiteCode}]
 
 
 def test_every_broker_profile_is_explained() -> None:

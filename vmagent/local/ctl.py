@@ -12,7 +12,7 @@ import sys
 from typing import Optional, Sequence, TextIO
 
 from vmagent.errors import Problem
-from vmagent.local import ctl_doctor, ctl_parser, tables
+from vmagent.local import ctl_bundle, ctl_doctor, ctl_parser, tables
 from vmagent.local.ctl_client import Client, Unreachable
 from vmagent.local.ctl_commands import COMMANDS
 from vmagent.local.ctl_session import Code, Session
@@ -46,6 +46,8 @@ def _run(said: argparse.Namespace, out: TextIO) -> int:
     screen = tables.Screen(out)
     if said.verb == "doctor":
         return ctl_doctor.run(said, out, screen)
+    if said.verb == "bundle":
+        return ctl_bundle.run(said, out, screen)
     with Client(said.socket or ctl_parser.DEFAULT_SOCKET) as client:
         return COMMANDS[said.verb](Session(said, client, out, screen, _ask))
 

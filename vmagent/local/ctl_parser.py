@@ -215,8 +215,13 @@ def _host(subs: Any) -> None:
     _reason(_add(subs, "undrain", "accept new VMs again", "vmagentctl undrain"))
     doctor = _add(subs, "doctor", "check everything the agent needs, and say how to mend it; works without the agent",
                   "vmagentctl doctor\n  vmagentctl doctor --config /etc/vmagent/vmagent.yaml")
-    doctor.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE",
-                        help=f"the agent's configuration (default {DEFAULT_CONFIG})")
+    bundle = _add(subs, "bundle", "an archive for who is to help, without secrets; works without the agent",
+                  "vmagentctl bundle\n  vmagentctl bundle -o /root/for-support.tar.gz")
+    bundle.add_argument("-o", "--output", type=Path, metavar="FILE",
+                        help="where to (default vmagent-bundle-HOST-TIME.tar.gz here); never one that exists")
+    for sub in (doctor, bundle):
+        sub.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE",
+                         help=f"the agent's configuration (default {DEFAULT_CONFIG})")
 
 
 def _count(text: str) -> int:
