@@ -281,7 +281,7 @@ class Accountant:
             del self._accounts[vm], self._records[vm]
             self._unsaved.discard(vm)
             return changes
-        if changes:
+        if changes or after.suspended is not before.suspended:  # what no counter tells again is stored at once
             changes.append(PutAccount(after))
         elif after != before:
             self._unsaved.add(vm)

@@ -100,6 +100,22 @@ def seconds(row: Dict[str, Any], name: str) -> float:
 # -- the day
 
 
+def test_a_rest_is_not_forgotten_with_the_agent(today: Day) -> None:
+    """No counter tells it again: paused and resumed between two readings, and the agent is killed."""
+    vm = today.start()
+    today.minutes(1, vm)
+    began = today.host.clock.seconds()
+    today.send("vm.pause", {"vms": [vm]})
+    today.site.settle(lambda: today.site.phase(vm) is Phase.PAUSED)
+    today.site.reactor.advance(20.0)
+    today.send("vm.resume", {"vms": [vm]})
+    today.site.settle(lambda: today.site.accountant.accounts[vm].total.suspended_ms > 0)
+    rested = today.site.accountant.accounts[vm].total.suspended_ms
+    assert 20_000 <= rested <= 1000 * (today.host.clock.seconds() - began)
+    today.crash()
+    assert today.site.accountant.accounts[vm].total.suspended_ms == rested
+
+
 def test_a_scripted_day(today: Day) -> None:
     host = today.host
     one, two = today.start(name="one"), today.start(name="two", restart="always")
