@@ -58,8 +58,9 @@ def test_a_guest_that_meets_a_full_disk_is_told_left_and_goes_on_when_asked(
     state = controller.wait_phase(vm, "paused")
     assert state["hypervisor"] == {"state": "paused", "reason": "ioerror"} and state["alarms"] == ["paused-by-others"]
     assert state["owner"]["subject"] and state["desired"] == "run"
-    (alert,) = until(lambda: [one["data"] for one in controller.events("security.alert") if one["data"].get("vm") == vm],
-                     20, "the alert that goes with it")
+    alerts = until(lambda: [one["data"] for one in controller.events("security.alert")
+                            if one["data"].get("vm") == vm], 20, "the alert that goes with it")
+    (alert,) = alerts
     assert alert["kind"] == "paused-by-others" and "ioerror" in alert["detail"]
     reply = controller.reply(controller.send("vm.snapshot", {"vms": [vm], "name": "s"}), "refused")
     assert reply["problem"]["type"] == "no-capacity"
