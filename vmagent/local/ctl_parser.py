@@ -216,7 +216,7 @@ def _host(subs: Any) -> None:
     doctor = _add(subs, "doctor", "check everything the agent needs, and say how to mend it; works without the agent",
                   "vmagentctl doctor\n  vmagentctl doctor --config /etc/vmagent/vmagent.yaml")
     bundle = _add(subs, "bundle", "an archive for who is to help, without secrets; works without the agent",
-                  "vmagentctl bundle\n  vmagentctl bundle -o /root/for-support.tar.gz")
+                  "vmagentctl bundle\n  vmagentctl bundle -o for-support.tar.gz")
     bundle.add_argument("-o", "--output", type=Path, metavar="FILE",
                         help="where to (default vmagent-bundle-HOST-TIME.tar.gz here); never one that exists")
     for sub in (doctor, bundle):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import signal
 import sys
 import time
@@ -32,6 +33,7 @@ from vmagent.site.handle import Handle
 from vmagent.site.settings import DEFAULT_PATH, Site, load
 
 SERVICE = "vm creation"
+OWN = ".check_vm_creation"  # of the name of its queue of replies
 TIMEOUT_S = 600
 RESERVE = 0.25  # of the time, for cleaning up; at most LONGEST_RESERVE_S
 LONGEST_RESERVE_S = 60.0
@@ -243,7 +245,9 @@ def start_args(said: argparse.Namespace) -> Dict[str, Any]:
 
 async def _course(said: argparse.Namespace, site: Site, reactor: Any, open_link: Optional[OpenLink] = None,
                   wall_s: Callable[[], float] = time.time) -> Result:
-    controller = Controller(site, reactor, wall_s, open_link=open_link)
+    # On the queue of a controller that runs it would take that one's replies, and lose its own to it.
+    own = dataclasses.replace(site, replies=site.replies + OWN, subscription="")
+    controller = Controller(own, reactor, wall_s, open_link=open_link)
     course = Course(controller, reactor, said, start_args(said))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: reactor.callFromThread(course.interrupt))
