@@ -4,7 +4,8 @@ Exit codes, part of the contract with systemd and scripts:
 
     0   stopped on request; with --check-config: nothing is wrong
     1   the agent failed; systemd starts it again.  With --guard: the default drop is not in force
-    2   wrong arguments, or a configuration that cannot be used: starting again does not help
+    2   wrong arguments, a configuration that cannot be used, or a store that a newer version wrote: starting again does
+        not help
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ examples:
 exit codes:
   0  stopped on request, or nothing wrong with the configuration
   1  the agent failed (systemd starts it again)
-  2  wrong arguments or configuration (starting again does not help)
+  2  wrong arguments or configuration, or a newer version's store (starting again does not help)
 
 signals:
   TERM, INT  stop; guests, rules and limits stay as they are

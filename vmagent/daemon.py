@@ -28,13 +28,14 @@ from vmagent.config import Config, reloaded
 from vmagent.core import walltime
 from vmagent.core.changes import Stored
 from vmagent.core.model import Now
-from vmagent.errors import Fault, Problem
+from vmagent.errors import Fault, FaultKind, Problem
 from vmagent.parts import Parts, build
 from vmagent.reconciler import within
 
 log = logging.getLogger("vmagent.daemon")
 reactor: Any = _reactor
 EXIT_FAILED = 1
+EXIT_IN_VAIN = 2  # starting again does not help: the unit does not (RestartPreventExitStatus=)
 DAY_S = 86400.0
 FIRST_LOOK_S = 5.0
 OFFERING_S = 10.0  # how soon a change of what is free is published
@@ -104,7 +105,7 @@ class Daemon:
     async def _start(self) -> None:
         parts = self.parts
         parts.local.listen()
-        stored = await parts.store.open(parts.clock.now())
+        stored = await self._opened()
         parts.world.load(stored)
         self._tell_epoch(stored)
         await parts.recovery.restored()
@@ -135,6 +136,15 @@ class Daemon:
         notify("READY=1\nSTATUS=running")
         logs.event(log, "agent-ready", "ready", epoch=stored.epoch.id)
 
+    async def _opened(self) -> Stored:
+        """The store, open.  Problem `store-newer`: however often it is tried, this version cannot use it."""
+        try:
+            return await self.parts.store.open(self.parts.clock.now())
+        except Fault as fault:
+            if fault.kind is not FaultKind.REFUSED:
+                raise
+            raise Problem("store-newer", fault.detail, path=str(self._config.directories.state)) from None
+
     def _tell_epoch(self, stored: Stored) -> None:
         epoch = stored.epoch
         log.info("store open: epoch %d, %d VMs", epoch.number, len(stored.records))
@@ -154,7 +164,8 @@ class Daemon:
     def _fatal(self, failure: Any) -> None:
         known = isinstance(failure.value, (Fault, Problem, OSError))
         log.critical("cannot start: %s", failure.value, exc_info=None if known else failure.value)
-        self.code = EXIT_FAILED
+        in_vain = isinstance(failure.value, Problem) and failure.value.type == "store-newer"
+        self.code = EXIT_IN_VAIN if in_vain else EXIT_FAILED
         if reactor.running:
             reactor.stop()
 

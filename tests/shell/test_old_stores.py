@@ -5,8 +5,11 @@ over and loses nothing; what a newer version wrote it leaves alone.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Dict, Mapping
 
@@ -14,13 +17,15 @@ import pytest
 
 from tests.support import building as b
 from tests.support.opened import OpenedStore
+from vmagent.__main__ import USAGE
 from vmagent.core.changes import PutVm
 from vmagent.core.codec import plain
 from vmagent.core.context import Context
 from vmagent.errors import Fault, FaultKind
 from vmagent.store import schema
 
-STORES = Path(__file__).resolve().parents[1] / "data" / "stores"
+ROOT = Path(__file__).resolve().parents[2]
+STORES = ROOT / "tests" / "data" / "stores"
 KEPT = sorted(int(path.stem.split("-")[1]) for path in STORES.glob("schema-*.db"))
 
 
@@ -108,17 +113,41 @@ def test_it_is_written_on_and_opened_again(old: Path) -> None:
         assert opened.stored.records[:-1] == before and opened.epoch.id == said(old)["epoch"]
 
 
-@pytest.mark.parametrize("journal", ["wal", "delete"])
-def test_a_newer_file_is_refused_with_the_way_back_and_not_one_byte_changes(tmp_path: Path, journal: str) -> None:
-    path = tmp_path / "vmagent.db"
+def newer(folder: Path, journal: str = "wal") -> Path:
+    """A store that a version after this one wrote."""
+    path = folder / "vmagent.db"
     OpenedStore(path).close()
     connection = sqlite3.connect(str(path), isolation_level=None)
     connection.execute(f"PRAGMA user_version = {len(schema.STEPS) + 1}")
     connection.execute("CREATE TABLE of_the_future (a)")
     connection.execute(f"PRAGMA journal_mode = {journal}")
     connection.close()
+    return path
+
+
+@pytest.mark.parametrize("journal", ["wal", "delete"])
+def test_a_newer_file_is_refused_with_the_way_back_and_not_one_byte_changes(tmp_path: Path, journal: str) -> None:
+    path = newer(tmp_path, journal)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     with pytest.raises(Fault, match="newer vmagent.*install that version again, or move the store away") as caught:
         OpenedStore(path)
     assert caught.value.kind is FaultKind.REFUSED
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_the_agent_ends_so_that_systemd_does_not_start_it_again(tmp_path: Path) -> None:
+    """Exit code 2, and the way back in the log."""
+    for name in ("state", "run", "ca"):
+        (tmp_path / name).mkdir()
+    newer(tmp_path / "state")
+    config = tmp_path / "vmagent.yaml"
+    config.write_text(
+        f"site: s\nhost: h\nbroker: {{urls: ['stomp://127.0.0.1:1']}}\nsecurity: {{ca_directory: {tmp_path}/ca}}\n"
+        f"directories: {{state: {tmp_path}/state, run: {tmp_path}/run}}\ninstance: zold\nhypervisor: {{uri: 'test:///default'}}\n"
+    )
+    argv = [sys.executable, "-m", "vmagent", "--config", str(config)]
+    done = subprocess.run(argv, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+                          timeout=60, check=False)  # fmt: skip
+    assert done.returncode == USAGE, done.stderr
+    assert "store-newer" in done.stderr and "install that version again, or move the store away" in done.stderr
+    assert "Traceback" not in done.stderr
