@@ -6,7 +6,8 @@ Rules
 2. A deadline: when it passes, the child's whole process group is killed and the outcome is unknown.
 3. A bound on what the child may say.  A child that says more is killed.
 4. What reads somebody else's data (a guest's image) also gets limits on memory and CPU time, set before its program
-   is loaded; and it ends with the thread that waits for it, so `kill -9` of the agent leaves none behind.
+   is loaded, and none of the agent's capabilities (an agent that is root cannot take them away); and it ends with the
+   thread that waits for it, so `kill -9` of the agent leaves none behind.
 5. A failure is a Fault: UNKNOWN past the deadline, REFUSED when it is not installed, says too much or exits with an
    error (`ChildFailed`).  Its own words are for people; nobody decides on them.
 """
@@ -104,7 +105,7 @@ def _limited(argv: Sequence[str], limits: Optional[Limits]) -> List[str]:
     """Set by programs in front of it: no Python runs between fork and exec of a threaded process."""
     if limits is None:
         return list(argv)
-    words = ["setpriv", "--pdeathsig", "KILL", "--", "prlimit", "--core=0"]
+    words = ["setpriv", "--pdeathsig", "KILL", "--inh-caps=-all", "--ambient-caps=-all", "--", "prlimit", "--core=0"]
     words += [f"--as={limits.memory_mib * 2**20}", f"--cpu={limits.cpu_s}"]
     if limits.file_bytes:
         words.append(f"--fsize={limits.file_bytes}")

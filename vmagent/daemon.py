@@ -22,7 +22,7 @@ from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 
-from vmagent import configfile
+from vmagent import configfile, folders
 from vmagent import log as logs
 from vmagent.config import Config, reloaded
 from vmagent.core import walltime
@@ -73,6 +73,17 @@ def notify(state: str) -> None:
             log.warning("the service manager does not take %r: %s", state, error)
 
 
+def _usable(state: Path) -> Path:
+    """The state directory, made if it is not there.  Problem `configuration`: this user cannot work in it."""
+    try:
+        folders.made(state, STATE_MODE)
+        folders.writable(state)
+    except OSError as error:
+        raise Problem("configuration", f"at directories.state: {state}: {error.strerror}",
+                      path="directories.state") from None
+    return state
+
+
 def _own(path: Path) -> int:
     """Two agents never share a state directory; the lock goes with the process.  Problem `state-in-use`."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -90,8 +101,7 @@ class Daemon:
     def __init__(self, config: Config, path: Path) -> None:
         self._config = config
         self._path = path
-        config.directories.state.mkdir(mode=STATE_MODE, parents=True, exist_ok=True)
-        self._lock = _own(config.directories.state / "vmagent.lock")
+        self._lock = _own(_usable(config.directories.state) / "vmagent.lock")
         self.parts: Parts = build(config, reactor, SystemClock(), random.SystemRandom())
         self._loops: List[LoopingCall] = []
         self.code = 0

@@ -14,7 +14,7 @@ from vmagent.core import quota
 from vmagent.core.actions import Action, Do
 from vmagent.core.model import CgroupSeen, CpuLimit
 from vmagent.errors import Fault, FaultKind
-from vmagent.host.cgroups import HostCgroups, own_kib, properties
+from vmagent.host.cgroups import HostCgroups, beyond_kib, own_kib, properties
 from vmagent.host.processes import ProcProcesses
 from vmagent.lanes import Lanes
 
@@ -211,7 +211,7 @@ def test_systemd_is_told_the_cap(tree: Tree, tmp_path: Path, cpu: CpuLimit, sett
     tree.unified().process(f"0::/{NESTED}/emulator\n")
     told = Systemctl(tmp_path)
     told.tell(tree, cpu)
-    assert told.said() == ["set-property", "--runtime", "--", SCOPE, *settings]
+    assert told.said() == ["set-property", "--no-ask-password", "--runtime", "--", SCOPE, *settings]
     assert properties(cpu) == settings
 
 
@@ -246,6 +246,13 @@ def test_the_guests_memory_is_told_from_qemus_own() -> None:
     assert own_kib(maps, 32 * 1024) == 764
     assert own_kib(maps, 64 * 1024) is None
     assert own_kib("", 1024) is None
+
+
+def test_who_may_not_see_the_map_counts_what_is_beyond_the_guests_memory() -> None:
+    status = "VmPeak:\t 9999999 kB\nVmRSS:\t  40000 kB\nVmPTE:\t     100 kB\nVmSwap:\t  768 kB\n"
+    assert beyond_kib(status, 32 * 1024) == 8000
+    assert beyond_kib(status, 64 * 1024) is None, "a guest that has not touched its memory says nothing"
+    assert beyond_kib("", 1024) is None
 
 
 def test_guests_are_looked_at_in_turn_and_forgotten_with_their_end(tree: Tree) -> None:

@@ -44,7 +44,7 @@ def test_the_command_line_is_one_the_agent_takes() -> None:
 
 def test_it_can_load_rules_and_little_else() -> None:
     service = settings("Service", GUARD)
-    assert set(service["CapabilityBoundingSet"][0].split()) == {"CAP_NET_ADMIN", "CAP_DAC_READ_SEARCH"}
+    assert set(service["CapabilityBoundingSet"][0].split()) == {"CAP_NET_ADMIN"}
     assert set(service["RestrictAddressFamilies"][0].split()) == {"AF_UNIX", "AF_NETLINK"}, "no question to a DNS"
     assert service["ProtectSystem"] == ["strict"] and "ReadWritePaths" not in service
 

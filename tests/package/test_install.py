@@ -15,10 +15,16 @@ import vmagent
 from tests.support.package import build, copied, needs_rpmbuild
 
 BUSYBOX = shutil.which("busybox")
+OURS = 991  # the number of user vmagent in there
+DOES = {
+    "getent": 'grep -q "^$2:" /etc/$1 || exit 2\n',
+    "groupadd": f'for name; do :; done\necho "$name:x:$(({OURS} + $(wc -l < /etc/group) - 1)):" >> /etc/group\n',
+    "useradd": f'echo "vmagent:x:{OURS}:{OURS}::/:/bin/sh" >> /etc/passwd\n',
+}
 RECORDER = '#!/bin/sh\necho "$(basename "$0") $*" >> /calls\n'
 MODES = {
     "usr/bin/vmagent": 0o755, "usr/bin/vmagentctl": 0o755, "usr/bin/vmagent-site": 0o755,
-    "etc/vmagent": 0o755, "etc/vmagent/vmagent.yaml": 0o644, "etc/vmagent/vmagent.d": 0o755, "etc/vmagent/tls": 0o700,
+    "etc/vmagent": 0o755, "etc/vmagent/vmagent.yaml": 0o644, "etc/vmagent/vmagent.d": 0o755, "etc/vmagent/tls": 0o750,
     "var/lib/vmagent": 0o711, "var/lib/vmagent/images": 0o755, "var/lib/vmagent/overlays": 0o711,
     "var/lib/vmagent/seeds": 0o711, "usr/lib/vmagent/vmagent/daemon.py": 0o644,
 }  # fmt: skip
@@ -34,13 +40,13 @@ class Root:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("bin", "usr/bin", "etc", "run/systemd/system", "tmp"):
+        for name in ("bin", "dev", "usr/bin", "etc", "run/systemd/system", "tmp"):
             (folder / name).mkdir(parents=True)
         shutil.copy(str(BUSYBOX), folder / "bin/busybox")
-        for name in ("sh", "cat", "find", "rm", "basename"):
+        for name in ("sh", "cat", "find", "grep", "wc", "rm", "basename", "stat", "chown", "chmod"):
             (folder / "bin" / name).symlink_to("busybox")
-        for name in ("systemctl", "getent", "groupadd", "python3"):
-            (folder / "usr/bin" / name).write_text(RECORDER if name != "getent" else RECORDER + "exit 2\n")
+        for name in ("systemctl", "getent", "groupadd", "useradd", "usermod", "python3"):
+            (folder / "usr/bin" / name).write_text(RECORDER + DOES.get(name, ""))
             (folder / "usr/bin" / name).chmod(0o755)
         (folder / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\n")
         (folder / "etc/group").write_text("root:x:0:\n")
@@ -86,7 +92,11 @@ def test_owners_and_modes(root: Root, packages: Dict[str, Path]) -> None:
     root.rpm("-i", "--nodeps", *all_of(packages))
     seen = {name: stat.S_IMODE((root.folder / name).stat().st_mode) for name in MODES}
     assert seen == MODES
-    assert {(root.folder / name).stat().st_uid for name in MODES} == {0}
+    owners = {name: (root.folder / name).stat() for name in MODES}
+    assert {name: one.st_uid for name, one in owners.items()} == {
+        name: OURS if name.startswith("var/") else 0 for name in MODES
+    }
+    assert owners["etc/vmagent/tls"].st_gid == OURS
     assert "missing" not in root.rpm("-V", "--nodeps", "vmagent", "python3-vmagent", "vmagent-site")
 
 
@@ -94,7 +104,10 @@ def test_installing_starts_nothing(root: Root, packages: Dict[str, Path]) -> Non
     root.rpm("-i", "--nodeps", *all_of(packages))
     calls = root.calls()
     groups = [one for one in calls if one.startswith("groupadd")]
-    assert groups == ["groupadd -r vmagent-admin", "groupadd -r vmagent-reader"]
+    assert groups == ["groupadd -r vmagent", "groupadd -r vmagent-admin", "groupadd -r vmagent-reader"]
+    (account,) = [one for one in calls if one.startswith("useradd")]
+    assert account.startswith("useradd -r -g vmagent -G vmagent-admin,vmagent-reader ") and "nologin" in account
+    assert not [one for one in calls if one.startswith("usermod")], "there is no group libvirt in there"
     assert [one for one in calls if one.startswith("systemctl")] == [
         "systemctl daemon-reload", "systemctl --no-reload preset vmagent.service vmagent-guard.service"
     ]  # fmt: skip
@@ -114,6 +127,36 @@ def test_an_upgrade_keeps_the_configuration_and_restarts_only_what_runs(
     assert root.rpm("-q", "vmagent").startswith("vmagent-99.0.0-1")
     restarts = [one for one in root.calls() if one.startswith("systemctl") and "daemon-reload" not in one]
     assert restarts == ["systemctl try-restart vmagent.service"]
+
+
+def test_an_upgrade_from_an_agent_that_was_root_gives_what_is_the_agent_s_to_its_user(
+    root: Root, packages: Dict[str, Path], newer: Dict[str, Path]
+) -> None:
+    """The store and the key, while the agent does not run; no overlay, seed or image of anybody's."""
+    root.rpm("-i", "--nodeps", *all_of(packages))
+    state, tls = root.folder / "var/lib/vmagent", root.folder / "etc/vmagent/tls"
+    (state / "cache").mkdir()
+    theirs = [state / name for name in ("overlays/one.qcow2", "seeds/one.iso", "images/golden.qcow2")]
+    ours = [state / name for name in ("vmagent.db", "vmagent.db-wal", "vmagent.lock", "cache/00.img")]
+    for place in (*theirs, *ours, tls / "host.key", tls / "ca.pem"):
+        place.write_text("kept")
+    (tls / "host.key").chmod(0o600)
+    os.chown(theirs[0], 64055, 64055)
+    for folder in (state, state / "overlays", state / "seeds", state / "images", tls):
+        os.chown(folder, 0, 0)
+    before = {place: place.stat() for place in theirs}
+    root.calls()
+    root.rpm("-U", "--nodeps", *all_of(newer))
+    assert {place.stat().st_uid for place in (*ours, state, state / "cache", state / "overlays")} == {OURS}
+    assert {place: place.stat() for place in theirs} == before
+    key, ca = (tls / "host.key").stat(), (tls / "ca.pem").stat()
+    assert (key.st_uid, key.st_gid, stat.S_IMODE(key.st_mode)) == (0, OURS, 0o640)
+    assert (ca.st_uid, ca.st_gid, stat.S_IMODE(ca.st_mode)) == (0, 0, 0o644), "what everybody may read stays as it is"
+    calls = [one for one in root.calls() if one.startswith("systemctl") and "vmagent.service" in one]
+    assert calls == ["systemctl -q is-active vmagent.service", "systemctl stop vmagent.service",
+                     "systemctl restart vmagent.service", "systemctl try-restart vmagent.service"]  # fmt: skip
+    root.rpm("-U", "--nodeps", "--force", *all_of(newer))
+    assert not [one for one in root.calls() if "stop" in one], "once is enough"
 
 
 def test_a_controller_s_tools_go_alone(root: Root, packages: Dict[str, Path]) -> None:

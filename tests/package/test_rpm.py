@@ -46,7 +46,7 @@ def test_every_file_is_in_one_package(packages: Packages) -> None:
     assert {
         "/usr/bin/vmagent", "/usr/bin/vmagentctl", "/etc/vmagent/vmagent.yaml",
         "/usr/lib/systemd/system/vmagent.service", "/usr/lib/systemd/system/vmagent-guard.service",
-        "/usr/lib/sysusers.d/vmagent.conf",
+        "/usr/lib/sysusers.d/vmagent.conf", "/usr/share/polkit-1/rules.d/50-vmagent.rules",
         "/usr/lib/tmpfiles.d/vmagent.conf", "/var/lib/vmagent/overlays",
     } <= set(files["vmagent"])  # fmt: skip
     sources = [p for p in (ROOT / "vmagent").rglob("*") if p.suffix in (".py", ".json")]

@@ -14,7 +14,7 @@ from typing import Any, Dict, Iterator, Tuple
 
 import pytest
 
-from tests.support import brokers, libvirtd
+from tests.support import brokers, confined, libvirtd
 from tests.support.agent import HOST, ROOT, SITE, Agent, Controller
 from tests.support.imageserver import Certificates, ImageServer
 from tests.support.smalldisk import Small
@@ -43,6 +43,7 @@ def base() -> Iterator[Path]:
 def tmp_path(base: Path) -> Path:
     folder = Path(tempfile.mkdtemp(dir=base))
     folder.chmod(0o755)
+    confined.give(folder)
     return folder
 
 
@@ -113,8 +114,9 @@ def bridge() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def trust(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pki")
+def trust(base: Path) -> Path:
+    folder = base / "pki"
+    folder.mkdir(mode=0o755)
     now = datetime.datetime.now(datetime.timezone.utc)
     pki.init(folder, "vmagent test CA", now)
     pki.issue(folder, "controller", "client", now)

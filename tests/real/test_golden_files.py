@@ -12,6 +12,7 @@ from typing import Any, Dict, List, Tuple
 import pytest
 
 from tests.real.conftest import domains, qemu_pids
+from tests.support import confined
 from tests.support.agent import Agent, Controller
 from tests.support.idle import IDLE, fetches, offered, started
 from tests.support.imageserver import ImageServer
@@ -105,7 +106,7 @@ def test_qemu_s_own_user_reads_them_and_can_do_nothing_else(
     places = {fetched: cache, catalogued: catalogue}
     before = {path: kept(path) for path in places.values()}
     assert before[catalogue] == never_used
-    assert before[cache][:2] == (0, 0) and before[cache][2] & 0o777 == 0o444
+    assert before[cache][:2] == (confined.uid(), confined.gid()) and before[cache][2] & 0o777 == 0o444
     assert before[cache][-1] == hashlib.sha512(IDLE).hexdigest()
     for vm, path in places.items():
         (pid,) = qemu_pids(vm)

@@ -22,6 +22,7 @@ class Notified:
         self.path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
+        path.chmod(0o777)
         self._socket.setblocking(False)
         self._heard: List[str] = []
 

@@ -1,6 +1,7 @@
 """The whole agent as a process, and a site around it: what the tests of level `real` stand on.
 
 Everything stands under one temporary folder; what is started is ended by pid; the bridge is made and removed here.
+The agent runs with the rights that its unit gives it and no others (confined.py).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, Dict, List, Mapping, Optional
 
 import yaml
 
+from tests.support import confined
 from tests.support.stompsocket import StompSocket
 from tests.support.waiting import until
 from vmagent.core import identity, walltime
@@ -39,11 +41,13 @@ class Agent:
 
     def start(self, crash_at: str = "", env: Optional[Mapping[str, str]] = None, ready: bool = True) -> None:
         self.config_file.write_text(yaml.safe_dump(self.config))
-        surroundings = dict(os.environ, PYTHONPATH=str(ROOT), VMAGENT_CRASH_AT=crash_at, **(env or {}))
+        surroundings = dict(os.environ, PYTHONPATH=str(ROOT), HOME=str(self.folder), VMAGENT_CRASH_AT=crash_at,
+                            **(env or {}))
+        argv = [*confined.words(), sys.executable, "-m", "vmagent", "--config", str(self.config_file)]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "vmagent", "--config", str(self.config_file)],
-                cwd=str(ROOT), env=surroundings, stdout=log, stderr=log, start_new_session=True,
+                argv, cwd=str(ROOT), env=surroundings, stdout=log, stderr=log, start_new_session=True,
+                umask=confined.umask(),
             )
         if ready:
             until(lambda: not self.alive() or self.ask("status"), 40, f"the agent's socket; see {self.log}")

@@ -21,6 +21,7 @@ from typing import Iterator, List, Optional
 import libvirt
 import pytest
 
+from tests.support import confined
 from tests.support.waiting import until
 
 URI = "qemu:///system"
@@ -92,6 +93,9 @@ for folder in /run/libvirt /var/lib/libvirt /etc/libvirt/qemu; do
 done
 mkdir -p "$2"; mount --bind "$2" /run/libvirt
 mkdir -p "$1/lib-libvirt"; mount --bind "$1/lib-libvirt" /var/lib/libvirt
+for kind in passwd group; do
+  mount --bind "$1/$kind" /etc/$kind
+done
 [ -e "$1/virtlogd.pid" ] || virtlogd -d -p "$1/virtlogd.pid"
 exec libvirtd -f "$1/libvirtd.conf" -p "$1/libvirtd.pid"
 """
@@ -111,8 +115,11 @@ class Private:
         self._run.chmod(0o755)
         self.qemu = self._run / "qemu"  # pid files
         self.process: Optional[subprocess.Popen[bytes]] = None
+        for kind, line in confined.ACCOUNT.items():  # libvirt wants to know everybody by name
+            (folder / kind).write_text(Path("/etc", kind).read_text(encoding="utf-8") + line, encoding="utf-8")
         (folder / "libvirtd.conf").write_text(
             f'unix_sock_dir = "{folder}"\nauth_unix_rw = "none"\nauth_unix_ro = "none"\n'
+            f'unix_sock_group = "+{confined.gid()}"\nunix_sock_rw_perms = "0770"\n'
             f'log_outputs = "3:file:{folder}/libvirtd.log"\n',
             encoding="utf-8",
         )

@@ -7,7 +7,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from tests.support import libvirtd
+from tests.support import confined, libvirtd
 
 GIB = 1 << 30
 
@@ -29,6 +29,7 @@ class Small:
         try:
             for inside in self._places:
                 subprocess.run([*inside, "mount", self._device, str(self.folder)], check=True)
+            confined.give(self.folder)
         except BaseException:
             self.remove()
             raise

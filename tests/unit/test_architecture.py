@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "vmagent").rglob("*.py"))
 
 LAYER0 = {"core", "errors"}
-LAYER1 = {"ports", "config", "configfile", "log", "lanes", "children", "crashpoint", "givenfiles"}
+LAYER1 = {"ports", "config", "configfile", "log", "lanes", "children", "crashpoint", "folders", "givenfiles"}
 LAYER2 = {"hypervisor", "host", "images", "broker", "local", "store", "render", "export"}
 LAYER3 = {"reconciler", "world", "consequences", "observer", "intake", "announcer", "adoption", "recovery",
           "certifying",

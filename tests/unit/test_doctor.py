@@ -139,7 +139,9 @@ def _host() -> FakeHost:
         },
         says={
             "virsh": "Using library: libvirt 9.0.0\nRunning hypervisor: QEMU 7.2.22\n",
-            "nft": TABLES, "tc": "tc utility", "chronyc": "Leap status     : Normal\n", "systemctl": "252.36-1\n",
+            "nft": TABLES, "tc": "tc utility", "chronyc": "Leap status     : Normal\n", "runuser": "",
+            "systemctl": lambda argv: "vmagent\n" if "--property=User" in argv else "252.36-1\n",
+            "id": "vmagent vmagent-admin\n",
         },
         brokers={"stomp+ssl://b1:1": WALL + 90 * DAY},
     )  # fmt: skip
@@ -164,10 +166,15 @@ def test_a_healthy_host_is_ok_throughout(config: Config, host: FakeHost) -> None
 
 def test_identifiers_are_unique_and_stable() -> None:
     assert [check.id for check in doctor.CHECKS] == [
-        "agent", "socket", "store", "disk", "images", "directories", "volumes", "libvirt", "kvm", "virtualisation",
-        "cgroups", "scopes", "bridges", "broker", "nft", "guard", "bridge-netfilter", "tc", "certificate", "passcode",
-        "ca", "crl", "clock", "accounting", "accounting-certificate",
+        "agent", "socket", "store", "disk", "images", "rights", "directories", "volumes", "libvirt", "kvm",
+        "virtualisation", "cgroups", "scopes", "bridges", "broker", "nft", "guard", "bridge-netfilter", "tc",
+        "certificate", "passcode", "ca", "crl", "clock", "accounting", "accounting-certificate",
     ]  # fmt: skip
+
+
+def refusing(*last: str) -> Any:
+    """A program that does all but what ends with these words."""
+    return lambda argv: REFUSED if argv[-len(last):] == last else ""
 
 
 FILE, OWNER, SAYS, BROKER, HOST = "files", "owners", "says", "brokers", "host"
@@ -217,6 +224,15 @@ TABLE: List[Row] = [
     ("certificate", FILE, "/own.pem", b"junk", Level.FAIL, "PEM"),
     ("certificate", FILE, "/own.pem", NOT_THERE, Level.FAIL, "PEM"),
     ("certificate", OWNER, "/own.key", Owned("root", "root", 0o640), Level.FAIL, "chmod 600 /own.key"),
+    ("certificate", OWNER, "/own.key", Owned("root", "vmagent", 0o640), Level.OK, "valid"),
+    ("certificate", OWNER, "/own.key", Owned("root", "vmagent", 0o660), Level.FAIL, "chmod 640 /own.key"),
+    ("rights", SAYS, "systemctl", "root\n", Level.OK, "runs as root"),
+    ("rights", SAYS, "systemctl", REFUSED, Level.OK, "runs as root"),
+    ("rights", SAYS, "runuser", REFUSED, Level.UNKNOWN, "run the doctor as root"),
+    ("rights", SAYS, "runuser", refusing("/own.pem"), Level.FAIL, "chgrp vmagent /own.pem"),
+    ("rights", SAYS, "runuser", refusing("-w", "/var/lib/vmagent"), Level.FAIL, "chown vmagent: /var/lib/vmagent"),
+    ("rights", SAYS, "runuser", refusing("version"), Level.FAIL, "usermod -aG libvirt vmagent"),
+    ("rights", SAYS, "runuser", lambda argv: HUNG if "virsh" in argv else "", Level.OK, "may do all"),
     ("passcode", OWNER, "/etc/p", Owned("root", "root", 0o644), Level.FAIL, "chmod 600 /etc/p"),
     ("passcode", OWNER, "/etc/p", NOT_THERE, Level.FAIL, "missing"),
     ("ca", FILE, "/trust/ca.pem", NOT_THERE, Level.FAIL, "no command is believed"),
@@ -497,3 +513,16 @@ def test_directories_as_they_should_be(config: Config, host: FakeHost) -> None:
     assert "when the agent starts" in examined(config, host)["directories"].text
     host.owners[OVERLAYS], host.says["runuser"] = Owned("root", "root", 0o711), Rights()
     assert examined(config, host)["directories"].text == "1 directories, all as they should be"
+
+
+@pytest.mark.parametrize("said,level,word", [
+    ("vmagent vmagent-admin\n", Level.OK, "may do all"),
+    ("vmagent\n", Level.FAIL, "usermod -aG vmagent-admin vmagent"),
+    (REFUSED, Level.UNKNOWN, "groups"),
+])  # fmt: skip
+def test_a_socket_is_given_to_a_group_by_its_members_alone(
+    config: Config, host: FakeHost, said: Any, level: Level, word: str
+) -> None:
+    host.says["id"] = said
+    result = examined(with_(config, "socket", admin_group="vmagent-admin"), host)["rights"]
+    assert result.level is level and word in f"{result.text} {result.mend}"

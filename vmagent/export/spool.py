@@ -10,7 +10,8 @@ Rules
 2. A message has its name when all of its bytes are on the disk, and is ours no more from then on.  It may be dropped
    again only by taking it as a relay would: whoever makes the link has it.
 3. The archive keeps a copy, by month, and gets it first: what was sent can be looked up.  It is not the queue.
-4. What is made here belongs to whom the directory belongs: the relay may run as another user.
+4. What is made here belongs to whom the directory belongs: the relay may run as another user.  Only root can give a
+   file away; any other agent gives it to the directory's group, which it must be in, with all that the owner may do.
 
 Blocking: for a lane's thread.  Errors are Faults: FULL (no space, or MOST_WAITING wait already), AWAY.
 """
@@ -26,6 +27,7 @@ from typing import Iterator, List, Optional
 from vmagent.crashpoint import reach
 from vmagent.errors import Fault, FaultKind
 from vmagent.export.faults import fault
+from vmagent.folders import made
 from vmagent.render import usage
 
 MOST_WAITING = 10_000
@@ -77,9 +79,9 @@ class Spool:
 
     def _write(self, path: Path, text: bytes) -> None:
         root = self._archive if self._archive in path.parents else self._directory
-        _make(root)
-        if _make(path.parent):
-            _hand_over(path.parent, root)
+        made(root, DIRECTORY_MODE)
+        if made(path.parent, DIRECTORY_MODE):
+            _hand_over(path.parent, root, DIRECTORY_MODE)
             _sync(root)
         temporary = path.with_name(path.name + TEMPORARY)
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
@@ -88,7 +90,7 @@ class Spool:
                 file.write(text)
                 file.flush()
                 os.fsync(handle)
-            _hand_over(temporary, root)
+            _hand_over(temporary, root, FILE_MODE)
             reach("accounts-written")
             os.rename(temporary, path)
         except BaseException:
@@ -199,20 +201,15 @@ def _microseconds(name: str) -> int:
     return int(element[:8], 16) * 10**6 + int(element[8:13], 16)
 
 
-def _make(directory: Path) -> bool:
-    """Make it; whether it was not there."""
-    try:
-        directory.mkdir(mode=DIRECTORY_MODE, parents=True)
-    except FileExistsError:
-        return False
-    return True
-
-
-def _hand_over(path: Path, root: Path) -> None:
-    """To the owner of the queue's own directory."""
+def _hand_over(path: Path, root: Path, mode: int) -> None:
+    """To the owner of the queue's own directory; where only root could, to its group, with the owner's rights."""
     owner, mine = root.stat(), path.stat()
-    if (mine.st_uid, mine.st_gid) != (owner.st_uid, owner.st_gid):
+    if mine.st_uid != owner.st_uid and os.geteuid() != 0:
+        os.chown(path, -1, owner.st_gid, follow_symlinks=False)
+        mode |= (mode & 0o700) >> 3
+    elif (mine.st_uid, mine.st_gid) != (owner.st_uid, owner.st_gid):
         os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+    path.chmod(mode)
 
 
 def _sync(directory: Path) -> None:

@@ -15,9 +15,12 @@ told apart: what libvirt set, and what the scope has.  A quota on a single threa
 at.
 The weight counts between guests: it is that of the outermost level of the guest.
 
-What QEMU takes beside its guest's memory is read from `smaps`: of all that the kernel says about a process, only there
-the guest's memory (the mapping of exactly its size) is told from QEMU's own.  Shared pages count in parts, page tables
-and what is swapped out count too.  That is a walk through page tables; one guest is walked per call, in turn.
+What QEMU takes beside its guest's memory is read from `smaps` where the agent is root: only there the guest's memory
+(the mapping of exactly its size) is told from QEMU's own.  Shared pages count in parts, page tables and what is swapped
+out count too.  That is a walk through page tables; one guest is walked per call, in turn.
+Any other agent may not read it: the capability for that (CAP_SYS_PTRACE) would let it into every process.  It counts
+what QEMU has beyond its guest's memory: less than the truth while a guest has not touched all of its memory, and then
+what it has not touched makes up for it; the truth once it has.
 """
 
 from __future__ import annotations
@@ -112,7 +115,8 @@ class HostCgroups:
             raise Fault(FaultKind.GONE, f"no QEMU of {vm}")
         place = self._place(pid)
         if place is not None and place.scope:
-            argv = [self._systemctl, "set-property", "--runtime", "--", place.scope, *properties(cpu)]
+            argv = [self._systemctl, "set-property", "--no-ask-password", "--runtime", "--", place.scope,
+                    *properties(cpu)]
             children.run(argv, deadline_s)
 
     def _seen(self, pid: int) -> Optional[CgroupSeen]:
@@ -143,11 +147,14 @@ class HostCgroups:
         """None = it went away, or its guest's memory cannot be told from the rest."""
         folder = self._proc / str(pid)
         try:
-            kib = own_kib((folder / "smaps").read_text(encoding="utf-8", errors="replace"), memory_mib * 1024)
-            tables = re.search(r"^VmPTE:\s+([0-9]+) kB$", (folder / "status").read_text(errors="replace"), re.M)
+            status = (folder / "status").read_text(errors="replace")
+            try:
+                kib = own_kib((folder / "smaps").read_text(encoding="utf-8", errors="replace"), memory_mib * 1024)
+            except PermissionError:
+                kib = beyond_kib(status, memory_mib * 1024)
         except OSError:
             return None
-        return None if kib is None else -(-(kib + int(tables[1] if tables else 0)) // 1024)
+        return None if kib is None else -(-(kib + _member_kib(status, "VmPTE")) // 1024)
 
 
 def unified(root: Path) -> str:
@@ -180,6 +187,17 @@ def own_kib(smaps: str, guest_kib: int) -> Optional[int]:
         elif words[0] in _COUNTED and size != guest_kib:
             own += int(words[1])
     return own if found else None
+
+
+def beyond_kib(status: str, guest_kib: int) -> Optional[int]:
+    """What a process has in memory and swap beyond `guest_kib`, by proc_pid_status(5); None = not that much."""
+    beyond = _member_kib(status, "VmRSS") + _member_kib(status, "VmSwap") - guest_kib
+    return beyond if beyond > 0 else None
+
+
+def _member_kib(status: str, name: str) -> int:
+    found = re.search(rf"^{name}:\s+([0-9]+) kB$", status, re.M)
+    return int(found[1]) if found else 0
 
 
 def levels_of(path: str) -> Tuple[str, ...]:

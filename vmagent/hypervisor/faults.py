@@ -7,10 +7,12 @@ table is UNKNOWN: nobody can say whether it happened, so it is observed again.
 from __future__ import annotations
 
 import errno
+import os
 from typing import Mapping, Tuple
 
 import libvirt
 
+from vmagent import folders
 from vmagent.errors import Fault, FaultKind
 
 _LINK = (libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE)
@@ -45,6 +47,8 @@ BY_CODE: Mapping[int, FaultKind] = {
     libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED: FaultKind.REFUSED,
     libvirt.VIR_ERR_OPERATION_UNSUPPORTED: FaultKind.REFUSED,
 }
+_CLOSED = (libvirt.VIR_ERR_AUTH_FAILED, libvirt.VIR_ERR_AUTH_CANCELLED, libvirt.VIR_ERR_AUTH_UNAVAILABLE)
+_DENIED = (errno.EACCES, errno.EPERM)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 
 
@@ -55,6 +59,16 @@ def kind(origin: int, code: int, number: int) -> FaultKind:
     if code == libvirt.VIR_ERR_SYSTEM_ERROR and number in _FULL:
         return FaultKind.FULL
     return BY_CODE.get(code, FaultKind.UNKNOWN)
+
+
+def closed(error: libvirt.libvirtError) -> str:
+    """That libvirt does not let this user in, and what would; "" = the error says something else."""
+    denied = error.get_error_code() == libvirt.VIR_ERR_SYSTEM_ERROR and error.get_int1() in _DENIED
+    if not (denied or error.get_error_code() in _CLOSED):
+        return ""
+    us = folders.user(os.geteuid())
+    return (f"libvirt: {error.get_error_message()}: it does not let {us} in; "
+            f"usermod -aG libvirt {us}, then restart the agent")
 
 
 def fault(error: libvirt.libvirtError) -> Fault:

@@ -27,7 +27,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
 from vmagent.errors import Fault, FaultKind
-from vmagent.hypervisor.faults import fault
+from vmagent.hypervisor.faults import closed, fault
 from vmagent.lanes import Lanes, Reactor
 
 log = logging.getLogger("vmagent.hypervisor")
@@ -218,7 +218,7 @@ class Link(Generic[F]):
         try:
             opened: Opened[F] = Opened(libvirt.open(self._uri))
         except libvirt.libvirtError as error:
-            return _Failed(FaultKind.AWAY, fault(error).detail)
+            return _Failed(FaultKind.AWAY, closed(error) or fault(error).detail)
         try:
             _keep_alive(opened.conn)
             opened.conn.registerCloseCallback(self._closed_on_thread, opened)

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Tuple, Union
 
+from vmagent import folders
 from vmagent.core import walltime
 from vmagent.core.imagemodel import ImageFile
 from vmagent.errors import Fault, FaultKind
@@ -91,8 +92,7 @@ class Cache:
     def prepare(self) -> None:
         """At the start: the directory, what a crash left, what is there.  Errors: OSError."""
         directory = self._shelf.directory
-        directory.mkdir(parents=True, exist_ok=True)
-        directory.chmod(DIRECTORY_MODE)
+        folders.held(directory, DIRECTORY_MODE)
         with self._lock:
             for path, sha512, kind in self._ours():
                 if kind in ("made", "note-part", "json-part") or (kind == "json" and not self.path(sha512).exists()):

@@ -5,8 +5,9 @@ Rules
 1. Files are named by VM id; what is not so named is not ours and is neither listed nor touched.
 2. Work on one VM stands in its own lane; verifying an image stands in the image's lane, so a hundred VMs on one image
    hash it once.
-3. Overlay and seed belong to us with mode 0600; libvirt hands them to QEMU's user while the guest runs.  Their
-   directories can be passed through by anybody (o+x), not listed.
+3. Overlay and seed belong to us with mode 0600; libvirt hands them to QEMU's user while the guest runs, and to whom it
+   likes afterwards.  So none is ever opened here again: they are listed, measured and unlinked, which takes our
+   directories alone.  These can be passed through by anybody (o+x), not listed.
 4. Golden images are only read.  QEMU's user must be able to read them; nobody changes their owner (FACTS F19).
 """
 
@@ -21,6 +22,7 @@ from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Mapping, Opti
 
 from twisted.internet.defer import Deferred, fail, succeed
 
+from vmagent import folders
 from vmagent.config import ImageSettings
 from vmagent.core import disks
 from vmagent.core.actions import Action, Do
@@ -262,8 +264,7 @@ class LocalImages:
 
     def _prepare(self) -> None:
         for directory in (self._overlays, self._seeds):
-            directory.mkdir(parents=True, exist_ok=True)
-            directory.chmod(DIRECTORY_MODE)
+            folders.held(directory, DIRECTORY_MODE)
             for path in _matching(directory, _UNFINISHED):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         self._cache.prepare()

@@ -1,13 +1,15 @@
 """The local socket's file and listener (PROTOCOL 4).
 
-Rules: the file is 0660 in the run directory, owned by root and the administrators' group; when a readers' group exists
-as well it is 0666, because a file has one group only, and the peers' credentials alone decide (see peers.py).  A lock
-beside it belongs to whoever listens; a socket that nobody listens on is removed, one that answers is never stolen.
+Rules: the file is 0660 in the run directory, owned by the agent's user and the administrators' group; when a readers'
+group exists as well it is 0666, because a file has one group only, and the peers' credentials alone decide (see
+peers.py).  A lock beside it belongs to whoever listens; a socket that nobody listens on is removed, one that answers is
+never stolen.
 """
 
 from __future__ import annotations
 
 import fcntl
+import grp
 import logging
 import os
 import socket
@@ -17,7 +19,7 @@ from typing import Any, Callable, Dict, Mapping, Optional, Protocol
 
 from twisted.internet.defer import Deferred, maybeDeferred
 
-from vmagent import ports
+from vmagent import folders, ports
 from vmagent.config import SocketSettings
 from vmagent.core import walltime
 from vmagent.errors import Problem
@@ -75,7 +77,7 @@ class LocalServer:
 
     def listen(self) -> None:
         """Open the socket.  Problem `socket-in-use` when another agent listens there; OSError from the file system."""
-        self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        folders.made(self._path.parent, 0o755)
         self._lock = _own(self._path.with_name(self._path.name + ".lock"))
         try:
             _clear(self._path)
@@ -84,11 +86,20 @@ class LocalServer:
                 self._port = self._reactor.listenUNIX(str(self._path), self._sessions, mode=0o600)
             finally:
                 os.umask(before)
-            os.chown(self._path, -1, self._access.owning_gid)
+            self._hand_over()
             os.chmod(self._path, self._access.mode)
         except BaseException:
             self.stop()
             raise
+
+    def _hand_over(self) -> None:
+        """To its group.  Problem `configuration`: only a member of a group, or root, may do that."""
+        try:
+            os.chown(self._path, -1, self._access.owning_gid)
+        except PermissionError:
+            us, group = folders.user(os.geteuid()), grp.getgrgid(self._access.owning_gid).gr_name
+            raise Problem("configuration", f"at socket: the agent's user {us} is not in group {group}, so the socket "
+                          f"cannot be given to it: usermod -aG {group} {us}, then restart", path="socket") from None
 
     def stop(self) -> Deferred[None]:
         """Close every connection and remove the socket."""

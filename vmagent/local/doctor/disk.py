@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import List, Mapping
 
 from vmagent.local.doctor.findings import Check, Facts, Finding, Level, fail, joined, ok, unknown, warn
-from vmagent.local.doctor.volumes import QEMU_USERS
+from vmagent.local.doctor.users import QEMU_USERS
 
 
 def space(facts: Facts) -> Finding:

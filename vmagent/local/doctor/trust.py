@@ -13,6 +13,7 @@ from cryptography.utils import CryptographyDeprecationWarning
 
 from vmagent.errors import Fault
 from vmagent.local.doctor.findings import Check, Facts, Finding, Level, expiry, fail, joined, ok, unknown, warn
+from vmagent.local.doctor.users import agent_user
 
 
 def ends_at(thing: Any, name: str) -> Optional[float]:
@@ -52,8 +53,9 @@ def private(facts: Facts, path: Path) -> Finding:
     owned = facts.host.owned(path)
     if owned is None:
         return fail(f"{path} is missing", f"put it there, with mode 600, or correct the setting that names {path}")
-    if owned.mode & 0o077:
-        return fail(f"{path} has mode {owned.mode:o}: others may read it", f"chmod 600 {path}")
+    others, best = (0o037, 640) if owned.group == agent_user(facts) != "root" else (0o077, 600)
+    if owned.mode & others:
+        return fail(f"{path} has mode {owned.mode:o}: others may read it", f"chmod {best} {path}")
     return ok(f"{path} is private")
 
 

@@ -6,18 +6,13 @@ it is not computed (groups, ACLs, every directory on the way): it is tried, as t
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import List, Optional
 
 from vmagent.core.policy import Volume
 from vmagent.errors import Fault, FaultKind
 from vmagent.local.doctor.findings import Check, Facts, Finding, Level, fail, joined, ok, unknown
-
-QEMU_CONF = Path("/etc/libvirt/qemu.conf")
-QEMU_USERS = ("qemu", "libvirt-qemu")
-_USER = re.compile(rb'^\s*user\s*=\s*"\+?([A-Za-z0-9._-]+)"', re.MULTILINE)
-_ROOT = ("0", "root")
+from vmagent.local.doctor.users import QEMU_CONF, QEMU_USERS, may, qemu_user
 
 
 def volumes(facts: Facts) -> Finding:
@@ -27,7 +22,7 @@ def volumes(facts: Facts) -> Finding:
         return ok("no data volumes are offered (setting volumes)")
     if not facts.config.hypervisor.uri.startswith("qemu"):
         return ok(f"{len(allowed)} offered; this hypervisor has no user of its own")
-    user = _user(facts)
+    user = qemu_user(facts)
     if user is None:
         return unknown(f"{len(allowed)} offered; it cannot be tried as QEMU's user",
                        f"run the doctor as root; see `user` in {QEMU_CONF}")
@@ -50,10 +45,10 @@ def _volume(facts: Facts, user: str, volume: Volume) -> Finding:
                     f"virsh pool-start {volume.pool}; virsh pool-refresh {volume.pool}; virsh vol-list {volume.pool}")
     if not facts.host.exists(where):
         return fail(f"{volume.name}: {where} does not exist", "make it, or take it out of the setting volumes")
-    closed = [folder for folder in reversed(where.parents) if not _may(facts, user, "x", folder)]
+    closed = [folder for folder in reversed(where.parents) if not may(facts, user, "x", folder)]
     if closed:
         return fail(f"{volume.name}: {user} may not pass through {closed[0]}", f"setfacl -m u:{user}:x {closed[0]}")
-    lacks = [way for way in ("rw" if volume.writable else "r") if not _may(facts, user, way, where)]
+    lacks = [way for way in ("rw" if volume.writable else "r") if not may(facts, user, way, where)]
     if lacks:
         words = " and ".join({"r": "read", "w": "write"}[way] for way in lacks)
         return fail(f"{volume.name}: {user} may not {words} {where}",
@@ -75,7 +70,7 @@ def _of_pool(facts: Facts, volume: Volume) -> Optional[Path]:
 def directories(facts: Facts) -> Finding:
     """Directories of images and disks: nobody but root changes them, and QEMU's user passes through them."""
     settings = facts.config.images
-    user = _user(facts)
+    user = qemu_user(facts)
     found = [
         _directory(facts, user, path)
         for path in (settings.directory, settings.overlays, settings.seeds, settings.cache.directory)
@@ -94,30 +89,10 @@ def _directory(facts: Facts, user: Optional[str], path: Path) -> Finding:
                           f"chown root: {path}"))
     if owned.mode & 0o022:
         wrong.append(fail(f"{path} has mode {owned.mode:o}: others may replace what is in it", f"chmod go-w {path}"))
-    passes = _may(facts, user, "x", path) if user is not None else bool(owned.mode & 0o001)
+    passes = may(facts, user, "x", path) if user is not None else bool(owned.mode & 0o001)
     if not passes:
         wrong.append(fail(f"QEMU's user may not pass through {path}", f"chmod o+x {path}"))
     return joined(wrong, ok(f"{path} is as it should be"))
-
-
-def _user(facts: Facts) -> Optional[str]:
-    """Whom libvirt runs QEMU as; None = nobody can say, or this process cannot act as him."""
-    said = _USER.findall(facts.host.read(QEMU_CONF) or b"")
-    names = [said[-1].decode("ascii")] if said else list(QEMU_USERS)
-    return next((name for name in names if name in _ROOT or _may(facts, name, "d", Path("/"))), None)
-
-
-def _may(facts: Facts, user: str, way: str, path: Path) -> bool:
-    """What `test -WAY PATH` says for this user.  Faults: UNKNOWN: it hung, as on a file system that is away."""
-    if user in _ROOT:
-        return True
-    try:
-        facts.host.run("runuser", "-u", user, "--", "test", f"-{way}", str(path))
-    except Fault as fault:
-        if fault.kind is FaultKind.UNKNOWN:
-            raise
-        return False
-    return True
 
 
 CHECKS = (
