@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import confined
 from tests.support.waiting import until
 from vmagent import children
 from vmagent.errors import Fault, FaultKind
@@ -33,6 +35,17 @@ def fault_of(*argv: str, **kw: object) -> Fault:
 
 def test_standard_output_comes_back() -> None:
     assert children.run(["printf", "%s", "a b;c"], 20) == b"a b;c"
+
+
+@pytest.mark.skipif(not confined.wanted(), reason="only root can be given a capability to lose")
+def test_what_reads_an_image_has_none_of_the_agent_s_capabilities() -> None:
+    """As the unit starts the agent: others of its children have them, or nft would not work."""
+    code = "from vmagent import children; ask = ['grep', 'CapEff', '/proc/self/status']; " \
+           "print(children.run(ask, 20), children.run(ask, 20, limits=children.Limits(100, 5)))"
+    said = subprocess.run([*confined.words(), sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True,
+                          text=True, umask=confined.umask()).stdout  # fmt: skip
+    agent, image = [int(word, 16) for word in re.findall(r"CapEff:\\t([0-9a-f]+)", said)]
+    assert agent == 1 << 12 and image == 0, "CAP_NET_ADMIN, and nothing"
 
 
 def test_text_goes_in_even_more_than_a_pipe_holds() -> None:

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Callable, Iterator, List
 
@@ -14,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from dirq.QueueSimple import QueueSimple
 
-from tests.support import certificates
+from tests.support import certificates, confined
 from vmagent.errors import Fault, FaultKind
 from vmagent.export import spool as spooling
 from vmagent.export.smime import MARGIN_S, Signer
@@ -152,6 +153,24 @@ def test_what_is_made_belongs_to_whom_the_directory_belongs(spool: Spool, tmp_pa
     path = tmp_path / "outgoing" / spool.put(b"x", NOW)
     assert [(one.stat().st_uid, one.stat().st_gid) for one in (path, path.parent)] == [(12345, 12346)] * 2
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.skipif(not confined.wanted(), reason="needs root, to make a directory of somebody else's")
+def test_an_agent_that_is_not_root_gives_it_to_the_directory_s_group() -> None:
+    """As the unit starts it, with its umask: whoever is in the group can take and remove it as the owner could."""
+    relay_uid, group = 12345, 12346
+    code = "import sys; from pathlib import Path; from vmagent.export.spool import Spool; " \
+           f"print(Spool(Path(sys.argv[1]) / 'outgoing', Path(sys.argv[1]) / 'archive').put(b'x', {NOW}))"
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        confined.give(Path(folder))
+        (Path(folder) / "outgoing").mkdir()
+        os.chown(Path(folder) / "outgoing", relay_uid, group)
+        (Path(folder) / "outgoing").chmod(0o770)
+        said = subprocess.run([*confined.words([group]), sys.executable, "-c", code, folder], cwd=ROOT, check=True,
+                              capture_output=True, text=True, umask=confined.umask()).stdout  # fmt: skip
+        path = Path(folder) / "outgoing" / said.strip()
+        assert [(one.stat().st_uid, one.stat().st_gid) for one in (path, path.parent)] == [(confined.uid(), group)] * 2
+        assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o660, 0o770)
 
 
 # ---- signatures

@@ -12,7 +12,7 @@ from vmagent.core.drivers import PROFILES
 from vmagent.core.model import CpuLimit, DiskIo, Seen
 from vmagent.errors import Fault, FaultKind
 from vmagent.hypervisor import perform
-from vmagent.hypervisor.faults import kind
+from vmagent.hypervisor.faults import closed, kind
 from vmagent.hypervisor.observe import CERTAIN_ENDS, SETTLING, Eyes, held, held_by_credit, seen_of
 
 LV = libvirt
@@ -197,3 +197,25 @@ def test_where_a_disk_is_limited_no_event_is_needed_to_see_a_change():
     assert looking._known_parts(domain, "u", True) is first
     domain.limit = 6
     assert looking._known_parts(domain, "u", True).disk_io == DiskIo(None, None, 6)
+
+
+class Said(libvirt.libvirtError):
+    """An error as libvirt's binding has it."""
+
+    def __init__(self, code, number):
+        super().__init__("said")
+        self.err = (code, LV.VIR_FROM_RPC, "why", LV.VIR_ERR_ERROR, None, None, None, number, -1)
+
+
+@pytest.mark.parametrize(
+    "code,number,told",
+    [
+        (LV.VIR_ERR_SYSTEM_ERROR, errno.EACCES, True),
+        (LV.VIR_ERR_SYSTEM_ERROR, errno.ENOENT, False),
+        (LV.VIR_ERR_AUTH_UNAVAILABLE, -1, True),
+        (LV.VIR_ERR_AUTH_FAILED, -1, True),
+        (LV.VIR_ERR_INTERNAL_ERROR, errno.EACCES, False),
+    ],
+)
+def test_a_libvirt_that_lets_this_user_not_in_is_told_with_what_would(code, number, told):
+    assert ("usermod -aG libvirt" in closed(Said(code, number))) is told
