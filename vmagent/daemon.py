@@ -74,12 +74,15 @@ def notify(state: str) -> None:
 
 
 def _usable(state: Path) -> Path:
-    """The state directory, made if it is not there.  Problem `configuration`: this user cannot work in it."""
+    """The state directory, made if it is not there.  Problem `configuration`: this user cannot work in it, or with what
+    is in it: a store that root restored.
+    """
     try:
         folders.made(state, STATE_MODE)
-        folders.writable(state)
+        for path in (state, *state.glob("vmagent.*")):
+            folders.writable(path)
     except OSError as error:
-        raise Problem("configuration", f"at directories.state: {state}: {error.strerror}",
+        raise Problem("configuration", f"at directories.state: {error.strerror or error}",
                       path="directories.state") from None
     return state
 

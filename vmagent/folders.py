@@ -37,12 +37,12 @@ def held(folder: Path, mode: int) -> None:
         writable(folder)
 
 
-def writable(folder: Path) -> None:
-    """PermissionError, saying whose it is and how to mend it, unless this process may make files in it."""
-    if not os.access(folder, os.W_OK | os.X_OK):
+def writable(path: Path) -> None:
+    """PermissionError, saying whose it is and how to mend it, unless this process may write the file or the folder."""
+    if not os.access(path, os.W_OK | (os.X_OK if path.is_dir() else os.R_OK)):
         us = user(os.geteuid())
-        said = f"it belongs to {user(folder.stat().st_uid)} and the agent runs as {us}: chown {us}: {folder}"
-        raise PermissionError(errno.EACCES, said, str(folder))
+        said = f"{path} belongs to {user(path.stat().st_uid)} and the agent runs as {us}: chown {us}: {path}"
+        raise PermissionError(errno.EACCES, said, str(path))
 
 
 def user(uid: int) -> str:

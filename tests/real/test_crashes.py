@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.real.conftest import domains, qemu_pids, start_args
+from tests.support import confined
 from tests.support.agent import Agent, Controller, vm_of
 from tests.support.waiting import until
 from vmagent.core import walltime
@@ -154,7 +155,7 @@ def test_an_old_store_restored(agent: Agent, controller: Controller, tmp_path: P
     for path in state.glob("vmagent.db*"):
         path.unlink()
     for path in copy.iterdir():
-        shutil.copy(path, state)
+        confined.give(Path(shutil.copy(path, state)))
     agent.start()
     until(lambda: any(s["phase"] == "stopped" and s["outcome"] for s in controller.states(old)[-1:]), 30, "old is over")
     until(lambda: (agent.ask("show", vm=new) or {}).get("row", {}).get("phase") == "ready", 40, "new goes on")

@@ -11,6 +11,7 @@ from typing import Any, Iterator, List
 import pytest
 
 from tests.real.conftest import start_args
+from tests.support import confined
 from tests.support.agent import Agent, Controller, vm_of
 from tests.support.waiting import until
 
@@ -50,6 +51,27 @@ def surroundings(manager: Notified) -> Any:
 
 def beats(manager: Notified) -> int:
     return manager.heard().count("WATCHDOG=1")
+
+
+@pytest.mark.skipif(not confined.wanted(), reason="root may do all of it")
+@pytest.mark.parametrize("theirs", ["state", "state/vmagent.db", "group"])
+def test_an_agent_that_lacks_a_right_says_which_and_ends(agent: Agent, theirs: str) -> None:
+    """A state directory or a restored store that is root's; a group for the socket that its user is not in."""
+    (agent.folder / "state").mkdir()
+    (agent.folder / "state").chmod(0o711)
+    if theirs == "group":
+        confined.give(agent.folder / "state")
+        agent.config["socket"] = {"admin_group": "daemon"}
+        said = "usermod -aG daemon 60900"
+    else:
+        if theirs != "state":
+            confined.give(agent.folder / "state")
+            (agent.folder / theirs).touch(0o600)
+        said = f"{agent.folder / theirs} belongs to root and the agent runs as 60900: chown 60900:"
+    agent.start(ready=False)
+    until(lambda: not agent.alive(), 60, "its end")
+    assert agent.process is not None and agent.process.returncode == 1
+    assert said in agent.text() and "Traceback" not in agent.text(), agent.text()
 
 
 def test_ready_watchdog_reload_stop(agent: Agent, manager: Notified) -> None:

@@ -46,4 +46,4 @@ def test_what_is_not_ours_is_told_with_its_owner_and_what_to_do() -> None:
     done = subprocess.run([*confined.words(), sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
                           check=False)  # fmt: skip
     us = folders.user(confined.uid())
-    assert f"belongs to root and the agent runs as {us}: chown {us}: /usr" in done.stderr, done.stderr
+    assert f"/usr belongs to root and the agent runs as {us}: chown {us}: /usr" in done.stderr, done.stderr

@@ -41,9 +41,10 @@ class Agent:
 
     def start(self, crash_at: str = "", env: Optional[Mapping[str, str]] = None, ready: bool = True) -> None:
         self.config_file.write_text(yaml.safe_dump(self.config))
-        surroundings = dict(os.environ, PYTHONPATH=str(ROOT), HOME=str(self.folder), VMAGENT_CRASH_AT=crash_at,
-                            **(env or {}))
-        argv = [*confined.words(), sys.executable, "-m", "vmagent", "--config", str(self.config_file)]
+        surroundings = dict(os.environ, PYTHONPATH=str(ROOT), HOME=str(self.folder), VMAGENT_CRASH_AT=crash_at)
+        # `env`: what is said for the agent (LD_PRELOAD) is not for the programs that confine it.
+        argv = [*confined.words(), "env", *(f"{name}={value}" for name, value in (env or {}).items()),
+                sys.executable, "-m", "vmagent", "--config", str(self.config_file)]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 argv, cwd=str(ROOT), env=surroundings, stdout=log, stderr=log, start_new_session=True,
