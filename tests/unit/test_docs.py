@@ -8,11 +8,14 @@ import inspect
 import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Set, Tuple
 
 import pytest
 
+from tests.support import documented
+from tests.support.documented import CODE, FENCE, PAGES, ROOT, blocks
 from vmagent import configfile
 from vmagent.__main__ import FAILED, OK, USAGE, arguments
 from vmagent.apelparts import Apel
@@ -33,13 +36,9 @@ from vmagent.site import arguments as site_arguments
 from vmagent.site import check_vm_creation
 from vmagent.site.commands import Code as SiteCode
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 PROTOCOL = (ROOT / "docs/protocol.md").read_text(encoding="utf-8")
 TROUBLE = (ROOT / "docs/operations/troubleshooting.md").read_text(encoding="utf-8")
-INSTALL = (ROOT / "docs/operations/install-and-configure.md").read_text(encoding="utf-8")
-CODE = re.compile(r"`([^`\n]+)`")
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BROKERS = "\n" + (ROOT / "docs/operations/brokers.md").read_text(encoding="utf-8")
 SOMEBODY = Signer("CN=controller")
 
 
@@ -242,7 +241,7 @@ def test_exit_codes_are_the_code_s() -> None:
 
 
 def test_every_broker_profile_is_explained() -> None:
-    told = {words(row[0])[0] for row in rows(INSTALL, "## Brokers")}
+    told = {words(row[0])[0] for row in rows(BROKERS, "# Brokers")}
     assert told == set(PROFILES)
 
 
@@ -283,7 +282,7 @@ def commands(page: Path) -> Iterator[str]:
     text = page.read_text(encoding="utf-8")
     lines: List[str] = []
     for kind, body in FENCE.findall(text):
-        if kind == "sh":
+        if kind.startswith("sh "):
             lines += body.replace("\\\n", " ").splitlines()
     lines += CODE.findall(FENCE.sub("", text))
     for line in lines:
@@ -339,6 +338,35 @@ def test_options_of_the_scripts_exist(script: str) -> None:
     for page in PAGES:
         for line in re.findall(rf"\./{script}([^`\n;#|]*)", page.read_text(encoding="utf-8")):
             assert set(re.findall(r"--[a-z-]+", line)) <= known, f"{page.name}: {script}{line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_every_block_says_where_it_is_run(page: Path) -> None:
+    for line in blocks(page):
+        done = subprocess.run(["bash", "-n", "-c", line.text], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+
+
+def test_a_block_without_a_word_is_found(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "README.md"
+    for info in ("sh", "", "console", "sh somewhere", "sh not-run: "):
+        (tmp_path / "page.md").write_text(f"```{info}\nvmagentctl list\n```\n")
+        with pytest.raises(AssertionError, match="page.md:1"):
+            list(blocks(tmp_path / "page.md"))
+    assert list(blocks(page)) == []
+
+
+NOT_RUN = {
+    ("README.md", "cd"), ("README.md", "sudo"), ("README.md", "./run-tests"), ("apel.md", "install"),
+    ("apel.md", "usermod"), ("install-and-configure.md", "rpm/build"), ("install-and-configure.md", "dnf"),
+    ("networks.md", "nmcli"), ("selinux.md", "semanage"), ("selinux.md", "restorecon"), ("selinux.md", "ausearch"),
+    ("selinux.md", "ls"), ("selinux.md", "setenforce"),
+}
+
+
+def test_what_is_not_run_says_why() -> None:
+    """The whole list, so that it cannot grow unseen."""
+    assert {(Path(line.page).name, line.text.split()[0]) for line in documented.lines() if not line.kind} == NOT_RUN
 
 
 def test_the_search_for_commands_finds_some() -> None:

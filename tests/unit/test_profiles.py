@@ -72,7 +72,7 @@ def test_artemis_is_told_the_kind_of_an_address() -> None:
 @pytest.mark.parametrize(
     ("name", "connect", "subscribe"),
     [
-        ("rabbitmq", {}, {"durable": "true", "auto-delete": "false"}),
+        ("rabbitmq", {}, {"durable": "true", "auto-delete": "false", "x-queue-name": "all"}),
         ("activemq", {"client-id": "vma.s.h"}, {"activemq.subscriptionName": "all"}),
         ("artemis", {"client-id": "vma.s.h"}, {"durable-subscription-name": "all"}),
     ],

@@ -89,7 +89,8 @@ PROFILES: Mapping[str, Profile] = {
             name="rabbitmq",
             kinds=_PLAIN,
             connect=(),
-            durable=(("durable", "true"), ("auto-delete", "false")),  # the queue's name is made from the id
+            # Without x-queue-name the queue's name is a digest, and no permission could name it.
+            durable=(("durable", "true"), ("auto-delete", "false"), ("x-queue-name", "{id}")),
             prefetch="prefetch-count",
             prefetch_in_bytes=False,
             expiry="expiration",
