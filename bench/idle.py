@@ -8,25 +8,40 @@ the same domains by somebody else's code, measured in the same run; the agent lo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Iterator
 
 from tests.support.agent import HOST, SITE, Agent
 
 TICKS = os.sysconf("SC_CLK_TCK")
+INSTANCE = "vmab"
+STARTED_S = 1800.0
 
 
 def cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+@contextlib.contextmanager
+def roomy() -> Iterator[Path]:
+    """A folder with room for a thousand disks that nothing is written to; gone with all that is in it."""
+    with tempfile.TemporaryDirectory(prefix="vmagent-bench-", dir="/var/tmp") as name:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4t,mode=0755", "vmagent-bench", name], check=True)
+        try:
+            yield Path(name)
+        finally:
+            subprocess.run(["umount", "--lazy", name], check=True)
 
 
 def config(folder: Path, vms: int) -> Dict[str, Any]:
@@ -36,7 +51,7 @@ def config(folder: Path, vms: int) -> Dict[str, Any]:
     digest = subprocess.run(["sha512sum", str(image)], capture_output=True, text=True, check=True).stdout.split()[0]
     (folder / "trust").mkdir()
     return {
-        "site": SITE, "host": HOST, "instance": "vmab",
+        "site": SITE, "host": HOST, "instance": INSTANCE,
         "directories": {"state": str(folder / "state"), "run": str(folder / "run")},
         "hypervisor": {"uri": "qemu:///system", "emulation": "allow"},
         "broker": {"profile": "rabbitmq", "urls": ["stomp://127.0.0.1:1"]},
@@ -45,25 +60,49 @@ def config(folder: Path, vms: int) -> Dict[str, Any]:
         "images": {"directory": str(image.parent), "catalogue": {
             "none": {"file": "none.raw", "format": "raw", "sha512": digest}}},
         "limits": {"cores": 1, "memory_mib": 64, "disk_gib": 1, "lifetime_s": 86400, "count": max(1, vms)},
-        "capacity": {"reserved_memory_mib": 256, "disk_floor_gib": 0, "cpu_overcommit": 16},
+        "capacity": {"reserved_memory_mib": 256, "memory_overhead_mib": 0, "disk_floor_gib": 0, "cpu_overcommit": 1000},
     }
+
+
+@contextlib.contextmanager
+def agent_with(folder: Path, settings: Dict[str, Any]) -> Iterator[Agent]:
+    """An agent; nothing of it or of its VMs is left afterwards, also when a signal ends us."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(f"ended by signal {number}"))
+    agent = Agent(folder, settings)
+    try:
+        agent.start()
+        yield agent
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what was begun here is ended, however long it takes
+        if agent.alive():
+            ended(agent)
+        subprocess.run(["nft", "delete", "table", "bridge", f"vmagent_{INSTANCE}"], check=False, capture_output=True)
+
+
+def ended(agent: Agent) -> None:
+    """Every VM, then the agent."""
+    agent.ask("command", schema="vm.kill/1", id=str(uuid.uuid4()), args={"all": True})
+    deadline = time.monotonic() + 600
+    while agent.ask("list")["vms"] and time.monotonic() < deadline:
+        time.sleep(1)
+    agent.stop()
 
 
 def start(agent: Agent, vms: int) -> float:
     """Start them all through the local socket; seconds until every one is ready."""
     payload = {"schema": "vm.start/1", "id": str(uuid.uuid4()), "on_behalf_of": {"subject": "/CN=bench"},
-               "args": {"flavour": "bare", "image": {"id": "none"}, "lifetime_s": 86400, "count": vms}}
+               "args": {"flavour": "bare", "image": {"id": "none"}, "lifetime_s": 86400, "count": vms, "atomic": True}}
     while not agent.ask("status").get("hypervisor", {}).get("connected"):  # the socket opens first of all
         time.sleep(0.2)
     begun = time.monotonic()
     answer = agent.ask("command", **payload)
     assert answer.get("status") == "accepted", answer
-    while time.monotonic() - begun < 600:
+    while time.monotonic() - begun < STARTED_S:
         rows = agent.ask("list")["vms"]
         if len(rows) == vms and all(row["phase"] == "ready" for row in rows):
             return time.monotonic() - begun
         time.sleep(1)
-    raise SystemExit(f"not all are ready after 600 s: {[row['phase'] for row in rows]}")
+    raise SystemExit(f"not all are ready after {STARTED_S:.0f} s: {[row['phase'] for row in rows]}")
 
 
 def look_s(rounds: int = 3) -> float:
@@ -78,33 +117,21 @@ def look_s(rounds: int = 3) -> float:
 def main() -> None:
     vms = int(sys.argv[1]) if len(sys.argv) > 1 else 30
     seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 120.0
-    with tempfile.TemporaryDirectory(prefix="vmagent-bench-", dir="/var/tmp") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        agent = Agent(folder, config(folder, vms))
-        agent.start()
+    with roomy() as folder, agent_with(folder, config(folder, vms)) as agent:
         assert agent.process is not None
-        try:
-            took = start(agent, vms)
-            time.sleep(10)
-            begun, used = time.monotonic(), cpu_s(agent.process.pid)
-            time.sleep(seconds)
-            used, lasted = cpu_s(agent.process.pid) - used, time.monotonic() - begun
-            peer = look_s()
-            print(json.dumps({
-                "vms": vms, "started_in_s": round(took, 1), "measured_s": round(lasted),
-                "agent_percent_of_a_core": round(100 * used / lasted, 3),
-                "peer": "virsh domstats --state, once a minute",
-                "peer_percent_of_a_core": round(100 * peer / 60, 3),
-                "ratio": round(used / lasted / (peer / 60), 2),
-            }, indent=1))
-        finally:
-            kill = {"schema": "vm.kill/1", "id": str(uuid.uuid4()), "args": {"all": True}}
-            agent.ask("command", **kill)
-            deadline = time.monotonic() + 300
-            while agent.ask("list")["vms"] and time.monotonic() < deadline:
-                time.sleep(1)
-            agent.stop()
+        took = start(agent, vms)
+        time.sleep(10)
+        begun, used = time.monotonic(), cpu_s(agent.process.pid)
+        time.sleep(seconds)
+        used, lasted = cpu_s(agent.process.pid) - used, time.monotonic() - begun
+        peer = look_s()
+        print(json.dumps({
+            "vms": vms, "started_in_s": round(took, 1), "measured_s": round(lasted),
+            "agent_percent_of_a_core": round(100 * used / lasted, 3),
+            "peer": "virsh domstats --state, once a minute",
+            "peer_percent_of_a_core": round(100 * peer / 60, 3),
+            "ratio": round(used / lasted / (peer / 60), 2),
+        }, indent=1))
 
 
 if __name__ == "__main__":

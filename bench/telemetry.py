@@ -20,9 +20,7 @@ import socket
 import statistics
 import struct
 import subprocess
-import tempfile
 import time
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence
@@ -31,7 +29,6 @@ import libvirt
 
 from bench import idle
 from tests.support import libvirtd
-from tests.support.agent import Agent
 from tests.support.hypervisor import nobody_halted, settings
 from tests.support.loop import RealLoop
 from vmagent.host.meter import HostMeter
@@ -146,44 +143,28 @@ def at_rest(agent: int, daemon: int, seconds: float) -> Dict[str, float]:
     }
 
 
-def measured(uri: str, number: int, seconds: float) -> Dict[str, Any]:
+def measured(folder: Path, uri: str, number: int, seconds: float) -> Dict[str, Any]:
     """One number of VMs, from an empty host to an empty host."""
     daemon = daemon_pid(uri)
-    with tempfile.TemporaryDirectory(prefix="vmagent-bench-", dir="/var/tmp") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        settings = idle.config(folder, number)
-        settings["hypervisor"]["uri"] = uri
-        agent = Agent(folder, settings)
-        agent.start()
+    settings = idle.config(folder, number)
+    settings["hypervisor"]["uri"] = uri
+    with idle.agent_with(folder, settings) as agent:
         assert agent.process is not None
-        try:
-            idle.start(agent, number)
-            vms = [row["vm"] for row in agent.ask("list")["vms"]]
-            time.sleep(SETTLE_S)
-            costs = compared(uri, daemon, vms)
-            rest = at_rest(agent.process.pid, daemon, seconds)
-        finally:
-            ended(agent)
+        took = idle.start(agent, number)
+        vms = [row["vm"] for row in agent.ask("list")["vms"]]
+        time.sleep(SETTLE_S)
+        costs = compared(uri, daemon, vms)
+        rest = at_rest(agent.process.pid, daemon, seconds)
     told = {f"{way}_{member}": round(getattr(one, member), 4) for way, one in costs.items()
             for member in ("wall_s", "client_s", "libvirtd_s")}  # fmt: skip
     total = {way: one.client_s + one.libvirtd_s for way, one in costs.items()}
     return {
-        "vms": number, **told,
+        "vms": number, "started_in_s": round(took, 1), **told,
         "ratio_vs_bare": round(costs["ours"].wall_s / costs["bare"].wall_s, 2),
         "ratio_vs_virsh": round(costs["ours"].wall_s / costs["virsh"].wall_s, 2),
         "cpu_ratio_vs_bare": round(total["ours"] / total["bare"], 2),
         "measured_s": seconds, **rest,
     }  # fmt: skip
-
-
-def ended(agent: Agent) -> None:
-    """Every VM, then the agent."""
-    agent.ask("command", schema="vm.kill/1", id=str(uuid.uuid4()), args={"all": True})
-    deadline = time.monotonic() + 600
-    while agent.ask("list")["vms"] and time.monotonic() < deadline:
-        time.sleep(1)
-    agent.stop()
 
 
 def main() -> None:
@@ -192,8 +173,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120.0, help="at rest (default 120)")
     said = parser.parse_args()
     for number in said.vms:
-        with libvirtd.isolated() as uri:
-            print(json.dumps(measured(uri, number, said.seconds)), flush=True)
+        with idle.roomy() as folder, libvirtd.isolated() as uri:
+            print(json.dumps(measured(folder, uri, number, said.seconds)), flush=True)
 
 
 if __name__ == "__main__":
