@@ -144,14 +144,28 @@ def test_a_qemu_in_nobodys_cgroup_proves_nothing_and_systemd_is_not_told(tree: T
     assert told.said() == []
 
 
-@pytest.mark.parametrize("gone", ["cgroup", "stat"])
-def test_a_process_that_vanishes(tree: Tree, gone: str) -> None:
+@pytest.mark.parametrize("gone", [["cgroup"], ["cgroup", "stat"]])
+def test_a_process_that_vanishes(tree: Tree, gone: List[str]) -> None:
     folder = tree.unified().process(f"0::/{PLAIN}/emulator\n")
     tree.v2(PLAIN, HALF)
     port = tree.port()
     assert port.seen((VM,))[VM].cpu == HALF
-    (folder / gone).unlink()
+    for name in gone:
+        (folder / name).unlink()
     assert port.seen((VM,)) == {}
+
+
+def test_another_process_of_the_same_number_is_not_taken_for_the_guest(tree: Tree) -> None:
+    folder = tree.unified().process(f"0::/{PLAIN}/emulator\n")
+    tree.v2(PLAIN, HALF)
+    port = tree.port()
+    assert port.seen((VM,))[VM].cpu == HALF
+    (folder / "stat").write_text((folder / "stat").read_text().replace(" 100 0 0", " 200 0 0"))
+    (folder / "cmdline").write_bytes(b"sleep\0")
+    (folder / "cgroup").write_text("0::/user.slice\n")
+    assert port.seen((VM,)) == {}
+    tree.process(f"0::/{PLAIN}/emulator\n", pid=8)
+    assert port.seen((VM,))[VM].cpu == HALF, "it runs again"
 
 
 @pytest.mark.parametrize("gone", ["cpu.max", "cpu.weight"])

@@ -5,7 +5,8 @@ Rules
 1. Only cgroups that libvirt made for a guest are read or named: `machine-qemu\\x2d....scope` (systemd) and
    `....libvirt-qemu` (without it).  A QEMU that sits anywhere else, say in the session of whoever started libvirtd, has
    none: nothing is proven of it, and systemd is told nothing.
-2. Every look reads the kernel's files anew: which cgroup the process is in, and the quota on each level.
+2. Every look reads the kernel's files anew: which cgroup the process is in, and the quota on each level.  What
+   has the number of a guest's QEMU and sits in the cgroup of that guest is its QEMU, and is not asked when it began.
 3. A file that vanishes meanwhile means that the guest does: it has no cgroup.
 
 Theory.  QEMU's main thread sits in `emulator`, each vCPU in `vcpuN`, below the guest's own cgroup, which has the quota
@@ -59,6 +60,15 @@ class _Place:
         return name if name.endswith(".scope") else ""
 
 
+@dataclass(frozen=True)
+class _Seat:
+    """A QEMU in its guest's cgroup.  text: what the kernel said of that."""
+
+    pid: int
+    text: str
+    place: _Place
+
+
 class HostCgroups:
     """lanes: threads for systemctl; processes: who knows the guests' QEMUs; proc, root: where procfs and the cgroup
     hierarchies are mounted (v2 at root or, beside v1, at root/unified; v1's cpu controller at root/cpu).
@@ -77,6 +87,7 @@ class HostCgroups:
         self._proc = proc
         self._roots = {1: str(root / "cpu"), 2: unified(root)}
         self._systemctl = systemctl
+        self._seats: Dict[str, _Seat] = {}
         self._overheads: Dict[str, Optional[int]] = {}  # by VM id, oldest look first; None = not to be had
 
     def version(self) -> Optional[int]:
@@ -88,8 +99,27 @@ class HostCgroups:
 
     def seen(self, vms: Sequence[str]) -> Mapping[str, CgroupSeen]:
         """See ports.Cgroups.  Ask for live guests: one that has no process costs a look at the whole process table."""
-        looked = {vm: self._seen(pid) for vm, pid in self._processes.pids(vms).items()}
+        looked = {vm: self._seen(seat.place) for vm, seat in self._seated(vms).items()}
         return {vm: cgroup for vm, cgroup in looked.items() if cgroup is not None}
+
+    def _seated(self, vms: Sequence[str]) -> Mapping[str, _Seat]:
+        """Where each QEMU is; left out: who has none, or is in no guest's cgroup."""
+        known = {vm: seat for vm in vms for seat in [self._seats.pop(vm, None)] if seat is not None}
+        seated = {vm: seat for vm, seat in known.items() if self._text(seat.pid) == seat.text}
+        for vm, pid in self._processes.pids([vm for vm in vms if vm not in seated]).items():
+            text = self._text(pid)
+            place = _place(text)
+            if place is not None:
+                seated[vm] = _Seat(pid, text, place)
+        self._seats.update(seated)
+        return seated
+
+    def _text(self, pid: int) -> str:
+        """"" = it is gone."""
+        try:
+            return kernel_text(f"{self._proc}/{pid}/cgroup")
+        except OSError:
+            return ""
 
     def overheads(self, memory_mib: Mapping[str, int]) -> Mapping[str, int]:
         """See ports.Cgroups.  Those known so far; one of them is looked at anew, the one that waited longest."""
@@ -100,6 +130,7 @@ class HostCgroups:
             last, found = known.pop(vm, None), self._overhead(pids[vm], memory_mib[vm])
             known[vm] = last if found is None else found
         self._overheads = known
+        self._seats = {vm: seat for vm, seat in self._seats.items() if vm in pids}
         return {vm: mib for vm, mib in known.items() if mib is not None}
 
     def perform(self, action: Action) -> Deferred[None]:
@@ -113,17 +144,14 @@ class HostCgroups:
         pid = self._processes.pids((vm,)).get(vm)
         if pid is None:
             raise Fault(FaultKind.GONE, f"no QEMU of {vm}")
-        place = self._place(pid)
+        place = _place(self._text(pid))
         if place is not None and place.scope:
             argv = [self._systemctl, "set-property", "--no-ask-password", "--runtime", "--", place.scope,
                     *properties(cpu)]
             children.run(argv, deadline_s)
 
-    def _seen(self, pid: int) -> Optional[CgroupSeen]:
+    def _seen(self, place: _Place) -> Optional[CgroupSeen]:
         try:
-            place = self._place(pid)
-            if place is None:
-                return None
             folders = [f"{self._roots[place.version]}/{level}" for level in place.levels]
             limits = [_LIMITS[place.version](folder) for folder in folders]
             weight = quota.from_shares(int(kernel_text(f"{folders[0]}/{_WEIGHTS[place.version]}")), place.version)
@@ -132,16 +160,6 @@ class HostCgroups:
         if not place.scope:
             return CgroupSeen(place.version, _tightest(limits), weight=weight)
         return CgroupSeen(place.version, _tightest(limits[1:] or limits), place.scope, limits[0], weight)
-
-    def _place(self, pid: int) -> Optional[_Place]:
-        """Where the process is in the hierarchy that has the cpu controller; None = in no guest's cgroup."""
-        try:
-            paths = places(str(self._proc), pid)
-        except OSError:
-            return None
-        version, path = (1, paths["cpu"]) if "cpu" in paths else (2, paths.get("", "/"))
-        levels = levels_of(path)
-        return _Place(version, levels) if levels else None
 
     def _overhead(self, pid: int, memory_mib: int) -> Optional[int]:
         """None = it went away, or its guest's memory cannot be told from the rest."""
@@ -162,11 +180,18 @@ def unified(root: Path) -> str:
     return str(root if (root / "cgroup.controllers").exists() else root / "unified")
 
 
-def places(proc: str, pid: int) -> Mapping[str, str]:
-    """Controller -> the path of this process in its hierarchy; "" = that of version 2.  Errors: OSError."""
-    lines = kernel_text(f"{proc}/{pid}/cgroup").splitlines()
-    return {name: path for _, controllers, path in (line.split(":", 2) for line in lines)
-            for name in controllers.split(",")}  # fmt: skip
+def places(text: str) -> Mapping[str, str]:
+    """Controller -> the path of a process in its hierarchy, of the text of its `cgroup`; "" = that of version 2."""
+    lines = (line.split(":", 2) for line in text.splitlines())
+    return {name: path for _, controllers, path in lines for name in controllers.split(",")}
+
+
+def _place(text: str) -> Optional[_Place]:
+    """Where a process is in the hierarchy that has the cpu controller; None = in no guest's cgroup."""
+    paths = places(text)
+    version, path = (1, paths["cpu"]) if "cpu" in paths else (2, paths.get("", "/"))
+    levels = levels_of(path)
+    return _Place(version, levels) if levels else None
 
 
 def properties(cpu: CpuLimit) -> Tuple[str, str]:

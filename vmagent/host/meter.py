@@ -27,7 +27,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from vmagent.core.samples import HostSample, Sample
 from vmagent.host.cgroups import levels_of, places, unified
-from vmagent.host.processes import Process, ProcProcesses, kernel_text
+from vmagent.host.processes import GONE, Process, ProcProcesses, kernel_text
 
 _VCPU = re.compile(r"CPU [0-9]+/|ALL CPUs/")
 _PRESSURE = re.compile(r"^some avg10=([0-9.]+)", re.M)
@@ -81,9 +81,16 @@ class HostMeter:
     def read(self, vms: Sequence[str]) -> Mapping[str, Sample]:
         """One sample of each that has a QEMU, without its disks.  Some ten reads of small files each."""
         with self._turn:
-            lives = self._processes.lives(vms)
-            self._guests = {vm: self._known(vm, process) for vm, process in lives.items()}
-            read = {vm: self._sample(vm, guest) for vm, guest in self._guests.items()}
+            known = {vm: self._known(vm, process) for vm, process in self._processes.remembered(vms).items()}
+            read = self._samples(known)
+            lives = self._processes.lives([vm for vm in vms if vm not in read])
+            found = {vm: self._known(vm, process) for vm, process in lives.items()}
+            self._guests = {**{vm: known[vm] for vm in read}, **found}
+            return {**read, **self._samples(found)}
+
+    def _samples(self, guests: Mapping[str, _Guest]) -> Dict[str, Sample]:
+        """Of those that are still there."""
+        read = {vm: self._sample(vm, guest) for vm, guest in guests.items()}
         return {vm: sample for vm, sample in read.items() if sample is not None}
 
     def host(self) -> HostSample:
@@ -108,10 +115,7 @@ class HostMeter:
 
     def _find(self, process: Process) -> _Guest:
         """Where the kernel counts this QEMU."""
-        try:
-            paths = places(self._proc, process.pid)
-        except OSError:
-            paths = {}
+        paths = places(_text(f"{self._proc}/{process.pid}/cgroup") or "")
         second = levels_of(paths.get("", "/"))
         folder = f"{self._unified}/{second[0]}" if second else ""
         vcpus = self._vcpus(process.pid)
@@ -137,7 +141,7 @@ class HostMeter:
         """None = it is gone."""
         text = _text(f"{self._proc}/{guest.process.pid}/stat")
         fields = text.rpartition(")")[2].split() if text else []
-        if len(fields) <= _RSS or int(fields[_STARTED]) != guest.process.started:
+        if len(fields) <= _RSS or int(fields[_STARTED]) != guest.process.started or fields[0] in GONE:
             return None
         own_s = (int(fields[_UTIME]) + int(fields[_STIME])) * _TICK_S
         usage = _scaled(_member(_text(guest.usage), guest.usage_member), guest.usage_unit_s)

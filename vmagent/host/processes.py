@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Dict, FrozenSet, Iterator, Mapping, Optional, Sequence, Tuple
 
 _UUID = b"-uuid"
-_GONE = frozenset("ZX")
+GONE = frozenset("ZX")
 _HALTED = frozenset("TtD")
 _START_TIME = 19  # field 22 of proc_pid_stat(5), counted from the state, which is field 3
 
@@ -81,13 +81,17 @@ class ProcProcesses:
         known = {vm: self._known.get(vm) for vm in self.pids(vms)}
         return {vm: process for vm, process in known.items() if process is not None}
 
+    def remembered(self, vms: Sequence[str]) -> Mapping[str, Process]:
+        """The process of each as it was last seen, without a look: who asks finds out whether it is still that one."""
+        return {vm: process for vm in vms for process in [self._known.get(vm)] if process is not None}
+
     def _state(self, vm: str) -> Optional[str]:
         """State letter of the remembered process; None when there is none, or it is gone."""
         process = self._known.get(vm)
         if process is None:
             return None
         state, started = _stat(f"{self._proc}/{process.pid}")
-        if started != process.started or state in _GONE:
+        if started != process.started or state in GONE:
             self._known.pop(vm, None)
             return None
         return state
