@@ -28,6 +28,7 @@ def from_tag(domain: DomainSeen, tag: Tag, now: Now, policy: Policy) -> VmRecord
         started_wall=tag.started_wall,
         paused_by="" if tag.boot_id else "start",  # in the middle of its start: it is proven once more
         grace_s=policy.grace_s,
+        tag_seen=True,
     )
     return VmRecord(
         spec=spec, generation=tag.generation, desired=Desired.RUN, lifetime_s=tag.lifetime_s, accepted_at=now.at,
@@ -57,7 +58,11 @@ def caught_up(record: VmRecord, tag: Tag, now: Now) -> Optional[VmRecord]:
             journal, may_have_run=True, renew_wanted=max(journal.renew_wanted, spec.incarnation),
             attempt_boot=journal.attempt_boot or tag.boot_id or now.boot_id,
         )
-    newer = tag.generation > record.generation
+        if tag.spec.adopted:  # given back and adopted once more since: another wish
+            spec = tag.spec
+            journal = dataclasses.replace(journal, started_at=tag.started_at, started_boot=tag.boot_id,
+                                          started_wall=tag.started_wall, tag_seen=True)
+    newer = tag.generation > record.generation or spec is tag.spec
     after = dataclasses.replace(
         record, spec=spec, journal=journal,
         generation=tag.generation if newer else record.generation,
@@ -73,11 +78,11 @@ def distrusted(record: VmRecord) -> VmRecord:
     restart that it was owed made up for.
     """
     spec = dataclasses.replace(record.spec, restart="never")
-    journal = dataclasses.replace(record.journal, may_have_run=True, renew_wanted=spec.incarnation)
+    journal = dataclasses.replace(record.journal, may_have_run=True, renew_wanted=spec.incarnation, tag_seen=True)
     return dataclasses.replace(record, spec=spec, journal=journal)
 
 
 def doubtful(record: VmRecord) -> bool:
-    """Whether this wish, out of a restored store, may begin a run."""
+    """Whether this wish, out of a restored store, may begin a run, or put its tag into a guest that was given back."""
     restarts = record.spec.restart == "always" or record.journal.renew_wanted > record.spec.incarnation
-    return not record.journal.may_have_run or restarts
+    return not record.journal.may_have_run or restarts or (record.spec.adopted and not record.journal.tag_seen)

@@ -67,7 +67,9 @@ class Consequences:
         self.policy = policy
 
     def distrust(self, spec: VmSpec, now: Now) -> Optional[revocation.Distrust]:
-        """Why this VM's image is not trusted now; None = it is."""
+        """Why this VM's image is not trusted now; None = it is, or it is adopted and nobody knows its image."""
+        if spec.adopted:
+            return None
         return self.distrust_of(revocation.record_of(spec.image), now, spec.owner.vo)
 
     def distrust_of(self, image: ImageRecord, now: Now, vo: Optional[str] = None) -> Optional[revocation.Distrust]:

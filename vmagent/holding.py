@@ -92,9 +92,12 @@ class Holder:
     def _hold_cpus(self, held: Sequence[VmRecord]) -> None:
         seen = self._cgroups.seen([record.vm for record in held])
         for record in held:
+            if not quota.caps(record.spec):
+                continue
             cgroup = seen.get(record.vm)
             same = cgroup is not None and quota.same(quota.cpu_limit(record.spec), cgroup.cpu)
-            weighed = cgroup is not None and cgroup.weight in (None, record.spec.limits.cpu_weight)
+            weighed = cgroup is not None and (record.spec.adopted
+                                              or cgroup.weight in (None, record.spec.limits.cpu_weight))
             if same and weighed and quota.scope_holds(record.spec, cgroup):
                 self._deferred.discard(record.vm)
             elif cgroup is not None or record.spec.limits.cpu_cap_core_percent is not None:
@@ -114,7 +117,9 @@ class Holder:
 
     def _drifting(self, record: VmRecord) -> bool:
         cgroup = self._cgroups.seen((record.vm,)).get(record.vm)
-        return cgroup is not None and not quota.same(quota.cpu_limit(record.spec), cgroup.cpu)
+        if cgroup is None or not quota.caps(record.spec):
+            return False
+        return not quota.same(quota.cpu_limit(record.spec), cgroup.cpu)
 
     # -- network
 

@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 
 from vmagent import apelparts, bookparts, imageparts, kernelparts, meterparts, ports
 from vmagent.accounting import Accountant, CountedFirewall
+from vmagent.adopter import Adopter
 from vmagent.announcer import Announcer
 from vmagent.apelparts import Apel
 from vmagent.bookparts import reporting
@@ -43,8 +44,11 @@ from vmagent.images.subscriptions import Subscriptions
 from vmagent.intake import Intake, Limits
 from vmagent.kernelparts import Kernel
 from vmagent.lanes import Lanes
+from vmagent.local import handles
 from vmagent.local.feed import LiveFeed
+from vmagent.local.protocol import ADOPT, DISOWN
 from vmagent.local.server import LocalServer
+from vmagent.local.session import Deeds
 from vmagent.log import event, surprise
 from vmagent.meterparts import Measuring
 from vmagent.observer import LIVE, Observer
@@ -307,18 +311,21 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
     measured.sampler.attend(queries.pacing)
     grid = apelparts.build(config, store, world, clock, lanes["export"], way.link,
                            lambda: consequences.policy.volumes)
-    local = _socket(config, reactor, intake, {**queries.table(), **grid.queries()}, feed, clock)
+    adopter = Adopter(world, store, hypervisor, consequences, said.room, clock, reconciler.mark, handles.pick)
+    local = _socket(config, reactor, intake, {**queries.table(), **grid.queries()}, feed, clock, adopter)
     return Parts(clock, store, images, kernel, hypervisor, way, world, consequences, observer, reconciler, recovery,
                  keepers, measured, said.announcer, said.offering, intake, local, grid, trust, lists, lanes)
 
 
 def _socket(
-    config: Config, reactor: Any, intake: Intake, table: Table, feed: LiveFeed, clock: ports.Clock
+    config: Config, reactor: Any, intake: Intake, table: Table, feed: LiveFeed, clock: ports.Clock, adopter: Adopter
 ) -> LocalServer:
-    """Commands by the intake, questions by the table."""
+    """Commands by the intake, questions by the table, guests of others by the adopter."""
+    deeds: Deeds = {ADOPT: lambda args, signer: Deferred.fromCoroutine(adopter.adopt(args, signer)),
+                    DISOWN: lambda args, signer: Deferred.fromCoroutine(adopter.disown(args, signer))}
     return LocalServer(config.socket, reactor,
                        lambda payload, signer: Deferred.fromCoroutine(intake.local(payload, signer)),
-                       table, feed, clock, config.policy.host)
+                       table, feed, clock, config.policy.host, deeds)
 
 
 def _store(config: Config, lane: Lanes) -> SqliteStore:

@@ -12,6 +12,7 @@ from typing import Any, Callable, FrozenSet, Mapping, Optional, Protocol, Sequen
 from twisted.internet.defer import Deferred
 
 from vmagent.core.actions import Action
+from vmagent.core.adopting import Candidate
 from vmagent.core.changes import Change, CommandRow, Epoch, OutboxRow, Stored
 from vmagent.core.commands import Signer
 from vmagent.core.context import Context
@@ -73,8 +74,15 @@ class Hypervisor(Protocol):
     def observe(self, vm: str) -> Deferred[DomainSeen]:
         """One domain; MISSING only on libvirt's word from a healthy connection.  Faults: AWAY, UNKNOWN."""
 
+    def candidate(self, vm: str) -> Deferred[Candidate]:
+        """What must be known of a domain before it is adopted.  Faults: AWAY, UNKNOWN, GONE."""
+
     def perform(self, action: Action) -> Deferred[None]:
-        """Do it, idempotently.  Faults: AWAY, UNKNOWN (deadline), GONE, BUSY, REFUSED."""
+        """Do it, idempotently.  Faults: AWAY, UNKNOWN (deadline), GONE, BUSY, REFUSED.
+
+        On a domain that is not ours every action but DEFINE is REFUSED, with two exceptions.  CLAIM makes one ours that
+        runs and has no tag; UNTAG leaves one alone that has none.
+        """
 
     def stuck(self) -> FrozenSet[str]:
         """VM ids with a monitor call past its deadline, or a QEMU seen twice in state T or D."""

@@ -16,6 +16,7 @@ from vmagent.errors import Fault, FaultKind
 
 BRIDGE = "vmactbr0"
 LIMITS = (Do.APPLY_CPU, Do.APPLY_DISK_IO)
+REFUSED_OTHERWISE = (*LIMITS, Do.UNTAG)  # without a tag there is none to take away: test_adoption.py
 SLOW = DiskIo(4_000_000, 2_000_000, 400, 200)
 FULL_SPEED = DiskIo()
 
@@ -180,7 +181,7 @@ def test_strangers_are_reported_and_not_ours(rig):
     assert (seen.seen, seen.reason, seen.tag) == (Seen.FOREIGN, "other-instance", None)
 
 
-@pytest.mark.parametrize("do", [do for do in Do if TABLE[do].port == "hypervisor" and do not in LIMITS])
+@pytest.mark.parametrize("do", [do for do in Do if TABLE[do].port == "hypervisor" and do not in REFUSED_OTHERWISE])
 def test_a_strangers_domain_is_never_touched(rig, do):
     spec = rig.spec()
     rig.outside.foreign(spec.vm, f"theirs-{spec.vm[:8]}")

@@ -66,7 +66,8 @@ class Agent:
             "hang": self._hang,
         }
         fill = lambda payload: {"issued_at": "then", **payload}  # noqa: E731
-        self.sessions = Sessions(Services(ACCESS, lambda _: self.peer, self._take, queries, self.feed, fill))
+        deeds = {protocol.ADOPT: self._take, protocol.DISOWN: self._take}
+        self.sessions = Sessions(Services(ACCESS, lambda _: self.peer, self._take, queries, self.feed, fill, deeds))
 
     def _take(self, payload: Mapping[str, Any], signer: Signer) -> Deferred[Mapping[str, Any]]:
         self.taken.append((payload, signer))
@@ -175,6 +176,18 @@ def test_readers_look_but_do_not_change() -> None:
     assert second["problem"]["type"] == third["problem"]["type"] == "not-authorised"
     assert fourth["result"]["status"] == "accepted"
     assert [payload["schema"] for payload, _ in agent.taken] == ["vm.query/1"]
+
+
+def test_who_adopts_is_an_administrator_and_is_named() -> None:
+    agent = Agent()
+    for peer, allowed in ((ALICE, True), (BOB, False)):
+        session, transport = agent.connect(peer)
+        for verb in (protocol.ADOPT, protocol.DISOWN):
+            ask(session, verb, {"vm": "db1"})
+            (answer,) = said(transport)
+            assert ("result" in answer) is allowed
+            assert allowed or answer["problem"]["type"] == "not-authorised"
+    assert [signer for _, signer in agent.taken] == [Signer("local:alice")] * 2
 
 
 def test_administrators_change_under_their_own_name() -> None:
@@ -364,7 +377,7 @@ class Running:
         # Root may do everything; anybody else runs these tests as a member of the administrators' group.
         settings = SocketSettings(path, "" if os.geteuid() == 0 else grp.getgrgid(os.getegid()).gr_name, "")
         queries = {"list": lambda args: succeed({"vms": []})}
-        self.server = LocalServer(settings, self.reactor, self._take, queries, self.feed, Clock(), "wn017")
+        self.server = LocalServer(settings, self.reactor, self._take, queries, self.feed, Clock(), "wn017", {})
         self._thread = threading.Thread(target=self.reactor.run, kwargs={"installSignalHandlers": False}, daemon=True)
         self._thread.start()
 

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from tests.support.fake_jobs import FakeJobs
 from vmagent.core import quota
 from vmagent.core.actions import Action, Do
+from vmagent.core.adopting import Candidate
 from vmagent.core.disks import letter, serial
 from vmagent.core.diskxml import PoolVolume, Source
 from vmagent.core.identity import domain_name
@@ -52,6 +53,8 @@ class FakeDomain:
     fresh: bool = True
     boots: int = 0
     life: int = 0  # another one with each start
+    autostart: bool = False
+    defined_cpu: Optional[CpuLimit] = None  # of a foreign one, whatever is set while it runs
 
 
 def _seen(disks: Tuple[Disk, ...]) -> Tuple[DiskSeen, ...]:
@@ -142,6 +145,19 @@ class FakeHypervisor:
             return succeed(DomainSeen(vm, Seen.FOREIGN, why, self._seconds(), name=domain.name))
         return succeed(self._look(domain))
 
+    def candidate(self, vm: str) -> Deferred[Candidate]:
+        if not self._connected:
+            return self._away()
+        domain = self.domains.get(vm)
+        if domain is None:
+            return fail(Fault(FaultKind.GONE, f"no domain {vm}"))
+        seen = Seen.OFF if domain.seen is Seen.SAVED else domain.seen
+        return succeed(Candidate(
+            vm, domain.name, seen, self._stranger(domain), autostart=domain.autostart,
+            saved=domain.seen is Seen.SAVED, cores=1, memory_mib=domain.memory_mib, devices=domain.devices,
+            disks=_targets(domain.disks) if domain.tag else (),
+        ))  # fmt: skip
+
     def perform(self, action: Action) -> Deferred[None]:
         self.performed.append(action)
         if not self.waiting:
@@ -173,8 +189,12 @@ class FakeHypervisor:
         self._on_connection(True)
         self._on_hint(None)
 
-    def foreign(self, uuid: str, name: str, tag: Optional[Tag] = None) -> None:
-        self.domains[uuid] = FakeDomain(uuid, name, tag)
+    def foreign(self, uuid: str, name: str, tag: Optional[Tag] = None, running: bool = False) -> None:
+        seen, cpu = (Seen.RUNNING, quota.UNLIMITED) if running else (Seen.OFF, None)
+        self.domains[uuid] = FakeDomain(uuid, name, tag, seen=seen, memory_mib=32, cpu=cpu, defined_cpu=cpu)
+
+    def autostart(self, uuid: str, on: bool = True) -> None:
+        self.domains[uuid].autostart = on
 
     def pool(self, name: str, *volumes: str, active: bool = True) -> None:
         self._pools[name] = volumes if active else None
@@ -234,6 +254,9 @@ class FakeHypervisor:
 
     def _do(self, action: Action) -> None:
         domain = self.domains.get(action.vm)
+        if domain is not None and action.do in (Do.CLAIM, Do.UNTAG):
+            _EFFECTS[action.do](self, domain, action)
+            return
         if domain is not None and self._stranger(domain):
             raise Fault(FaultKind.REFUSED, f"foreign: the domain {action.vm} is not ours")
         if action.vm in self.frozen and action.do in MONITOR:
@@ -242,7 +265,7 @@ class FakeHypervisor:
             self._define(domain, action)
         elif domain is not None:
             _EFFECTS[action.do](self, domain, action)
-        elif action.do not in (Do.DESTROY, Do.DISCARD_SAVED, Do.UNDEFINE):
+        elif action.do not in (Do.DESTROY, Do.DISCARD_SAVED, Do.UNDEFINE, Do.UNTAG):
             raise Fault(FaultKind.GONE, f"no domain {action.vm}")
 
     def _define(self, domain: Optional[FakeDomain], action: Action) -> None:
@@ -277,7 +300,8 @@ class FakeHypervisor:
         if not self._cpu_caps:
             raise Fault(FaultKind.REFUSED, "apply-cpu: not supported")
         domain.cpu = action.cpu or quota.cpu_limit(action.spec)
-        domain.weight = action.spec.limits.cpu_weight
+        if not action.spec.adopted:
+            domain.weight = action.spec.limits.cpu_weight
 
     def _apply_disk_io(self, domain: FakeDomain, action: Action) -> None:
         if not self._disk_io:
@@ -351,6 +375,17 @@ class FakeHypervisor:
     def _write_tag(self, domain: FakeDomain, action: Action) -> None:
         domain.tag = action.tag
 
+    def _claim(self, domain: FakeDomain, action: Action) -> None:
+        if self._stranger(domain) not in ("", "no-tag") or domain.seen not in LIVE or domain.autostart:
+            raise Fault(FaultKind.REFUSED, "foreign, off, or started at every boot")
+        domain.tag = action.tag
+
+    def _untag(self, domain: FakeDomain, action: Action) -> None:
+        if not self._stranger(domain):
+            domain.tag = None
+            if quota.caps(action.spec) and domain.seen in LIVE:
+                domain.cpu = domain.defined_cpu
+
     def _reboot(self, domain: FakeDomain, action: Action) -> None:
         """The same QEMU goes on."""
 
@@ -410,4 +445,6 @@ _EFFECTS: Dict[Do, Callable[[FakeHypervisor, FakeDomain, Action], None]] = {
     Do.DISCARD_SAVED: FakeHypervisor._discard_saved,
     Do.UNDEFINE: FakeHypervisor._undefine,
     Do.WRITE_TAG: FakeHypervisor._write_tag,
+    Do.CLAIM: FakeHypervisor._claim,
+    Do.UNTAG: FakeHypervisor._untag,
 }

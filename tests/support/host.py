@@ -19,6 +19,7 @@ from tests.support.hostnet import HostCgroups, HostFirewall, HostShaper
 from tests.support.world import World as VmWorld
 from vmagent.core import identity
 from vmagent.core.actions import Action, Do
+from vmagent.core.adopting import Candidate
 from vmagent.core.context import NOTHING, Context
 from vmagent.core.model import DomainSeen, ForeignSeen, HostSeen, HypervisorInfo, ImageRef, Now, Seen
 from vmagent.core.seed import seed_files
@@ -113,7 +114,26 @@ class FakeHost:
         if self.away:
             return fail(Fault(FaultKind.AWAY, "libvirt is away"))
         seen = {vm: self._domain(vm) for vm, w in self.worlds.items() if w.seen is not Seen.MISSING}
-        return succeed(HostSeen(self.clock.seconds(), seen, self.foreign))
+        theirs = [ForeignSeen(vm, self.worlds[vm].name, self.worlds[vm].seen, domain.reason)
+                  for vm, domain in seen.items() if domain.seen is Seen.FOREIGN and self.worlds[vm].others]
+        ours = {vm: domain for vm, domain in seen.items() if vm not in {one.uuid for one in theirs}}
+        return succeed(HostSeen(self.clock.seconds(), ours, (*self.foreign, *theirs)))
+
+    def theirs(self, vm: str, name: str) -> VmWorld:
+        """A guest that others started, and that runs."""
+        world = VmWorld(building.spec(vm=vm, interfaces=(), cpu_cap_core_percent=None), Seen.RUNNING)
+        world.others, world.name, world.left = True, name, set()
+        world.boots = 1
+        self.worlds[vm] = world
+        return world
+
+    def candidate(self, vm: str) -> Deferred[Candidate]:
+        world = self.worlds.get(vm)
+        if world is None:
+            return fail(Fault(FaultKind.GONE, f"no domain {vm}"))
+        why = "" if world.tag is not None else "no-tag"
+        return succeed(Candidate(vm, world.name, world.seen, why, autostart=world.autostart, cores=1,
+                                 memory_mib=world.memory_mib, devices=("vnet0",), disks=("sda",)))
 
     def stuck(self) -> FrozenSet[str]:
         return frozenset(self.frozen)

@@ -162,7 +162,7 @@ class Outside:
         self._made: List[str] = []
         self._pools: List[Any] = []
 
-    def foreign(self, uuid: str, name: str, tag: Optional[Tag] = None) -> None:
+    def foreign(self, uuid: str, name: str, tag: Optional[Tag] = None, running: bool = False) -> None:
         domain = self.conn.defineXML(
             f"<domain type='{self._type}'><name>{name}</name><uuid>{uuid}</uuid><memory unit='MiB'>32</memory>"
             "<os><type>hvm</type></os></domain>"
@@ -170,6 +170,11 @@ class Outside:
         self._made.append(uuid)
         if tag is not None:
             domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, tag_xml(tag), PREFIX, NAMESPACE, 0)
+        if running:
+            domain.create()
+
+    def autostart(self, uuid: str, on: bool = True) -> None:
+        self.domain(uuid).setAutostart(int(on))
 
     def domain(self, vm: str) -> Any:
         return self.conn.lookupByUUIDString(vm)

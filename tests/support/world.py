@@ -32,11 +32,14 @@ from vmagent.core.model import (
 )
 from vmagent.core.plan import Plan, plan
 from vmagent.core.policy import Policy
-from vmagent.core.quota import cpu_limit
+from vmagent.core.quota import caps, cpu_limit
 from vmagent.core.snapshotmodel import is_file, layer_word
 
 LIVE = (Seen.RUNNING, Seen.PAUSED, Seen.STOPPING, Seen.STUCK)
 LOOSE = CpuLimit(100_000, -1)
+ON_OTHERS = (Do.CLAIM, Do.UNTAG, Do.WRITE_TAG, Do.APPLY_CPU, Do.TELL_SYSTEMD, Do.PAUSE, Do.RESUME, Do.SHUTDOWN,
+             Do.REBOOT, Do.DESTROY)
+"""All that may ever be done to a guest that others made, and that was adopted."""
 EXPANSION = (Do.MAKE_OVERLAY, Do.MAKE_SEED, Do.APPLY_FIREWALL, Do.SHAPE, Do.WRITE_TAG)  # beside the life of its domain
 
 
@@ -72,6 +75,9 @@ class World:
         self.broken: List[str] = []
         self.spoken = False
         self.done: List[Do] = []
+        self.name, self.autostart = "vma", False
+        self.others = False  # made by others: foreign while our tag is not in it
+        self.defined_cpu = LOOSE  # what its definition says, whatever is set while it runs
         if seen not in (Seen.MISSING, Seen.UNKNOWN, Seen.FOREIGN):
             self.left = {"overlay", "seed", "firewall"}
             self.firewall = spec.limits.nics
@@ -99,8 +105,10 @@ class World:
             return building.observed(Seen.UNKNOWN, self.spec, at=self.at, missing_twice=False)
         self.missing_looks = self.missing_looks + 1 if self.seen is Seen.MISSING else 0
         live = self.seen in LIVE
+        if self.others and self.tag is None and self.seen is not Seen.MISSING:
+            return Observed(DomainSeen(self.spec.vm, Seen.FOREIGN, "no-tag", self.at, name=self.name))
         domain = DomainSeen(
-            self.spec.vm, self.seen, self.reason, self.at, self.tag, "vma",
+            self.spec.vm, self.seen, self.reason, self.at, self.tag, self.name,
             devices=tuple(i.device for i in self.spec.interfaces) if live else (), cpu_by="quota",
             disks=("vda", "vdb", *(f"vd{letter(disk)}" for disk in self.disks)),
             disks_seen=tuple(DiskSeen(f"vd{letter(disk)}", serial(disk), disk.read_only) for disk in self.disks),
@@ -134,6 +142,10 @@ class World:
         self.spec = action.spec
         for each in action.chain:
             self.done.append(each.do)
+            if self.others and each.do not in ON_OTHERS:
+                self.broken.append(f"{each.do.value} of what others made")
+            if self.others and self.tag is None and each.do is not Do.CLAIM:
+                continue
             if self.seen is not Seen.FOREIGN:
                 _EFFECTS[each.do](self, each)
 
@@ -173,7 +185,8 @@ class World:
 
     def _apply_cpu(self, action: Action) -> None:
         if self.seen in LIVE:
-            self.cpu, self.weight = action.cpu, self.spec.limits.cpu_weight
+            self.cpu = action.cpu
+            self.weight = self.weight if self.others else self.spec.limits.cpu_weight
 
     def _apply_disk_io(self, action: Action) -> None:
         if self.seen in LIVE:
@@ -261,6 +274,15 @@ class World:
     def _write_tag(self, action: Action) -> None:
         self.tag = action.tag
 
+    def _claim(self, action: Action) -> None:
+        if self.seen is Seen.RUNNING:
+            self.tag = action.tag
+
+    def _untag(self, action: Action) -> None:
+        self.tag = None
+        if self.seen in LIVE and caps(action.spec):
+            self.cpu = self.defined_cpu
+
     def _nothing(self, action: Action) -> None:
         pass
 
@@ -289,6 +311,8 @@ _EFFECTS: Dict[Do, Callable[[World, Action], None]] = {
     Do.DISCARD_SAVED: World._discard,
     Do.UNDEFINE: World._undefine,
     Do.WRITE_TAG: World._write_tag,
+    Do.CLAIM: World._claim,
+    Do.UNTAG: World._untag,
     Do.CLEAN_UP: World._clean_up,
     Do.CUT_BACK: World._cut_back,
     Do.MAKE_LAYER: World._make_layer,

@@ -32,6 +32,7 @@ TOP |= {"condition"}
 MAY: Dict[str, Set[str]] = dict.fromkeys(LAYER0, LAYER0)
 MAY.update({part: LAYER0 | LAYER1 | {""} for part in LAYER1})
 MAY.update({part: LAYER0 | LAYER1 | {""} for part in LAYER2})
+LAYER3 |= {"adopter"}
 LAYER3 |= {"accounting", "bookings", "usagereport"}
 MAY.update({part: LAYER0 | LAYER3 | {"ports", "crashpoint", "config", "log", ""} for part in LAYER3})
 MAY.update({part: LAYER0 | LAYER1 | LAYER2 | LAYER3 | TOP | {""} for part in TOP})

@@ -360,7 +360,7 @@ NOT_RUN = {
     ("README.md", "cd"), ("README.md", "sudo"), ("README.md", "./run-tests"), ("apel.md", "install"),
     ("apel.md", "usermod"), ("install-and-configure.md", "rpm/build"), ("install-and-configure.md", "dnf"),
     ("networks.md", "nmcli"), ("selinux.md", "semanage"), ("selinux.md", "restorecon"), ("selinux.md", "ausearch"),
-    ("selinux.md", "ls"), ("selinux.md", "setenforce"),
+    ("selinux.md", "ls"), ("selinux.md", "setenforce"), ("adoption.md", "vmagentctl"),
 }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from functools import lru_cache
+from typing import FrozenSet, NamedTuple, Set
 
 import pytest
 
@@ -17,7 +19,7 @@ stop   | rest     | rest     | discard | shutdown | stop-paused | wait    | dest
 absent | clean-up | undefine | discard | destroy  | destroy     | destroy | destroy | destroy | refuse | wait
 """
 CELLS = list(itertools.product(Desired, Seen))
-FLAGS = [field.name for field in dataclasses.fields(Facts)]
+FLAGS = [field.name for field in dataclasses.fields(Facts) if field.name not in ("adopted", "unclaimed")]
 ALL_FACTS = [Facts(*values) for values in itertools.product((False, True), repeat=len(FLAGS))]
 STARTING = (Step.DEFINE, Step.START)
 ENDS_OR_UNDOES = (Step.DESTROY, Step.SHUTDOWN, Step.PAUSE, Step.DISCARD, Step.UNDEFINE, Step.CLEAN_UP)
@@ -136,3 +138,70 @@ def test_a_renewal_is_a_stop_until_the_domain_is_gone() -> None:
 def test_an_end_that_is_wished_is_not_turned_into_a_restart() -> None:
     for desired, seen, facts in itertools.product((Desired.STOP, Desired.ABSENT), Seen, ALL_FACTS):
         assert step(desired, seen, facts) is step(desired, seen, dataclasses.replace(facts, renew=False))
+
+
+# -- note 7: adopted
+
+
+LIVE = (Seen.RUNNING, Seen.PAUSED, Seen.STOPPING, Seen.STUCK)
+TAGGED = (Seen.OFF, Seen.SAVED, Seen.RUNNING, Seen.PAUSED, Seen.STOPPING, Seen.CRASHED)
+MAKES_OR_REMOVES = (Step.DEFINE, Step.START, Step.RENEW, Step.DISCARD, Step.UNDEFINE, Step.CLEAN_UP, Step.STOP_PAUSED)
+
+
+class Case(NamedTuple):
+    """What the rules for an adopted guest speak of, of one cell with its facts."""
+
+    desired: Desired
+    seen: Seen
+    ended: bool
+    unclaimed: bool
+    gone: bool  # missing for good
+    following: Step
+    as_any_other: Step  # of a guest of ours that has run, is proven to, and is not to be made anew
+
+
+@lru_cache(maxsize=1)
+def adopted() -> FrozenSet[Case]:
+    """The whole product, with the facts of note 7 as two more, in one pass: it is long."""
+    found: Set[Case] = set()
+    for facts in ALL_FACTS:
+        ours = dataclasses.replace(facts, has_run=True, unproven=False, renew=False)
+        theirs = [dataclasses.replace(facts, adopted=True, unclaimed=unclaimed) for unclaimed in (False, True)]
+        gone = facts.missing_twice and not facts.process
+        for desired, seen in CELLS:
+            other = step(desired, seen, ours)
+            found.update(Case(desired, seen, facts.ended, one.unclaimed, gone, step(desired, seen, one), other)
+                         for one in theirs)
+    return frozenset(found)
+
+
+def test_nothing_of_an_adopted_guest_is_made_or_removed() -> None:
+    for case in adopted():
+        assert case.following not in MAKES_OR_REMOVES, case
+
+
+def test_an_adopted_guest_that_is_over_only_loses_its_tag() -> None:
+    for case in adopted():
+        assert case.ended or case.following not in (Step.UNTAG, Step.CLOSE), case
+        if case.ended:
+            assert case.following in (Step.UNTAG, Step.CLOSE, Step.WAIT, Step.REPORT), case
+            assert case.following is not Step.UNTAG or case.seen in TAGGED, case
+
+
+def test_only_what_has_no_tag_and_never_had_ours_is_claimed() -> None:
+    for case in adopted():
+        claimed = case.seen is Seen.FOREIGN and case.unclaimed and not case.ended
+        assert (case.following is Step.CLAIM) is claimed, case
+        assert case.seen is not Seen.FOREIGN or claimed or case.following in (Step.REFUSE, Step.CLOSE), case
+
+
+def test_while_it_lives_an_adopted_guest_is_held_and_ended_as_any_other() -> None:
+    for case in adopted():
+        if case.seen in LIVE and not case.ended:
+            assert case.following is case.as_any_other, case
+
+
+def test_an_adopted_guest_is_closed_only_when_it_is_gone_or_not_ours_any_more() -> None:
+    for case in adopted():
+        if case.following is Step.CLOSE:
+            assert case.seen is Seen.FOREIGN or (case.seen is Seen.MISSING and case.gone), case

@@ -39,6 +39,8 @@ class Do(str, Enum):
     DISCARD_SAVED = "discard-saved"
     UNDEFINE = "undefine"
     WRITE_TAG = "write-tag"
+    CLAIM = "claim"  # write the tag into a running domain that has none: it is ours from then on
+    UNTAG = "untag"  # take the tag away, and the cap if it was held: the domain is its maker's again
     CLEAN_UP = "clean-up"  # overlay, scratch disks, seed and the wait for a download
     UNSHAPE = "unshape"  # what shaping leaves when the interface is gone
     REMOVE_FIREWALL = "remove-firewall"
@@ -79,6 +81,8 @@ TABLE = {
     Do.DISCARD_SAVED: _Row("hypervisor", 30),
     Do.UNDEFINE: _Row("hypervisor", 30),
     Do.WRITE_TAG: _Row("hypervisor", 30),
+    Do.CLAIM: _Row("hypervisor", 30),
+    Do.UNTAG: _Row("hypervisor", 30),
     Do.CLEAN_UP: _Row("images", 60),
     Do.UNSHAPE: _Row("shaper", 20),
     Do.REMOVE_FIREWALL: _Row("firewall", 20),
@@ -103,7 +107,7 @@ class Action:
 
     do: Do
     spec: VmSpec
-    tag: Optional[Tag] = None  # DEFINE, WRITE_TAG: what to write; MAKE_SEED: what is told of the lease
+    tag: Optional[Tag] = None  # DEFINE, WRITE_TAG, CLAIM: what to write; MAKE_SEED: what is told of the lease
     cpu: Optional[CpuLimit] = None  # DEFINE, APPLY_CPU, TELL_SYSTEMD: the effective cap
     then: Optional[Action] = None  # performed right after this one, without another look in between
     job: Optional[Job] = None  # TAKE_SNAPSHOT, DELETE_SNAPSHOT

@@ -225,7 +225,7 @@ def _member(
     )
 
 
-def _patience(args: Mapping[str, Any]) -> Dict[str, int]:
+def _patience(args: Mapping[str, Any]) -> Dict[str, Any]:
     """What the command says; the defaults stand in VmSpec."""
     return {name: args[name] for name in ("start_by_s", "ready_by_s") if name in args}
 

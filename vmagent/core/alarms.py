@@ -44,7 +44,7 @@ def alarms(record: VmRecord, observed: Observed, facts: Facts, following: Step) 
         return frozenset(record.journal.alarms)
     found: List[Tuple[str, bool]] = [
         ("stuck", seen is Seen.STUCK),
-        ("foreign", seen is Seen.FOREIGN),
+        ("foreign", seen is Seen.FOREIGN and (following is Step.REFUSE or not facts.adopted)),
         ("saved-by-others", seen is Seen.SAVED),
         ("paused-by-others", seen is Seen.PAUSED and following is Step.REPORT),
         ("process-left", seen in (Seen.OFF, Seen.MISSING) and facts.process and facts.attempted),

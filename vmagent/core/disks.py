@@ -72,9 +72,9 @@ def attached(disk: Disk, domain: DomainSeen) -> bool:
 
 def unasked(domain: DomainSeen, spec: VmSpec, names: Container[str]) -> Iterator[Disk]:
     """Volumes of these names that a live domain has and its wish does not name: a guest that nobody remembered was
-    about to let them go.
+    about to let them go.  What an adopted guest has is not ours to look at.
     """
-    for one in domain.disks_seen or ():
+    for one in () if spec.adopted else domain.disks_seen or ():
         place = ord(one.target[-1:] or "a") - ord("a")
         found = Disk(VOLUME, place, volume=one.serial, read_only=one.read_only)
         wished = any(disk.volume == one.serial for disk in spec.disks)

@@ -158,6 +158,7 @@ _SPEC_MEMBERS: Mapping[str, Tuple[Type[Any], ...]] = {
     "controller": _STRING,
     "command": _STRING,
     "member": _WHOLE,
+    "adopted": (bool,),
 }
 
 
@@ -203,6 +204,7 @@ class Parts:
     disk_io: DiskIo  # the loosest that holds on a writable disk
     memory_mib: int  # what it has ...
     memory_max_mib: int  # ... and what it could grow to
+    cores: int  # virtual CPUs that it could have
 
 
 def parts_of(xml: str) -> Parts:
@@ -225,6 +227,7 @@ def parts_of(xml: str) -> Parts:
             disk_io=_loosest([_io_of(disk) for disk in writable]),
             memory_mib=current // 1024,
             memory_max_mib=-(-max(memory, most) // 1024),
+            cores=int(root.findtext("vcpu", "1")),
         )
     except (ElementTree.ParseError, ValueError) as error:
         raise ValueError(f"not a domain: {error}") from None

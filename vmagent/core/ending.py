@@ -111,6 +111,8 @@ def gave_up(record: VmRecord, action: Action, detail: str, now: Now) -> VmRecord
     A guest that may be running is never ended for it: its command is answered at `ready_by_s`, its lease ends it.
     Limits that cannot be put in force are taken back, all of them: what held before is wished for again.
     """
+    if action.do is Do.CLAIM:
+        return given_back(record, Outcome.FAILED, "agent", f"it could not be adopted: {detail}", now)
     record = because(record, "agent", f"{action.do.value}: {detail}", now)
     if record.journal.limits_before is not None and action.do in proof.REPAIRS.values():
         return taken_back(record)
@@ -121,6 +123,12 @@ def gave_up(record: VmRecord, action: Action, detail: str, now: Now) -> VmRecord
         return record
     record = dataclasses.replace(record, desired=Desired.ABSENT, outcome=Outcome.FAILED)
     return journaled(record, end_cause="start", ended_at=now.at, ended_boot=now.boot_id)
+
+
+def given_back(record: VmRecord, outcome: Outcome, who: str, why: str, now: Now) -> VmRecord:
+    """The wish of an adopted guest is over although it may run on: what is left to do is to take our tag away."""
+    record = journaled(record, ended_at=now.at, ended_boot=now.boot_id, limits_before=None)
+    return because(dataclasses.replace(record, outcome=outcome, desired=Desired.ABSENT), who, why, now)
 
 
 def not_attached(record: VmRecord, disk: Optional[Disk], why: str) -> VmRecord:

@@ -82,12 +82,12 @@ ROOT_DISKS = frozenset(profile.disk_names[0] for profile in PROFILES.values())
 def is_ready(record: VmRecord, observed: Observed) -> bool:
     """Running, proven, all its disks attached, and on every interface a frame from an assigned address was seen.
 
-    Without interfaces storage alone decides.
+    Without interfaces storage alone decides; of an adopted guest, whose disks are not ours, that it runs.
     """
     domain, journal = observed.domain, record.journal
     running = domain.seen is Seen.RUNNING and journal.may_have_run and journal.paused_by != "start"
     stored = bool(ROOT_DISKS.intersection(domain.disks))
-    stored = stored and all(disks.attached(disk, domain) for disk in record.spec.disks)
+    stored = record.spec.adopted or (stored and all(disks.attached(disk, domain) for disk in record.spec.disks))
     spoken = {i.device for i in record.spec.interfaces if i.addresses} <= set(observed.network_seen)
     return running and stored and spoken
 
@@ -195,6 +195,7 @@ def _asked(spec: VmSpec) -> Dict[str, Any]:
         "disks": [disks.plain(disk) for disk in spec.disks],
         "restart": spec.restart,
         "incarnation": spec.incarnation,
+        "adopted": spec.adopted,
     }
 
 

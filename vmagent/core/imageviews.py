@@ -58,8 +58,8 @@ def here(told: Sequence[ImageRecord], records: Sequence[VmRecord], kept: Kept) -
 
 
 def users(records: Sequence[VmRecord]) -> List[VmRecord]:
-    """Those that hold on to their image: wishes that have not ended."""
-    return [record for record in records if record.outcome is None and not record.closed]
+    """Those that hold on to their image: wishes that have not ended.  What an adopted guest runs on, nobody knows."""
+    return [one for one in records if one.outcome is None and not one.closed and not one.spec.adopted]
 
 
 def on(image: Any, records: Sequence[VmRecord]) -> List[VmRecord]:

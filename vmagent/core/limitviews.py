@@ -25,6 +25,7 @@ from vmagent.core.model import (
     ShaperInfo,
     VmSpec,
 )
+from vmagent.core.quota import caps
 from vmagent.core.snapshotmodel import SnapshotRules
 
 Json = Dict[str, Any]
@@ -104,6 +105,8 @@ def proven(spec: VmSpec, observed: Observed, found: Tuple[Drift, ...]) -> Json:
         return {}
     spoiled = {one.what for one in found}
     read = {**_of_libvirt(observed.domain), **_of_network(spec, observed)}
+    if spec.adopted:
+        read = {"cpu": {**read["cpu"], "weight": None}} if "cpu" in read and caps(spec) else {}
     return {name: value for name, value in read.items() if not spoiled & _SPOILED_BY[name]}
 
 

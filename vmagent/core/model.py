@@ -100,6 +100,7 @@ class Outcome(str, Enum):
     CRASHED = "crashed"  # the guest or its QEMU died
     FAILED = "failed"  # it never ran
     LOST = "lost"  # it ran and is gone, and nobody saw how (host reboot included)
+    RETURNED = "returned"  # adopted, and given back: it runs on and is not ours any more
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,7 @@ class VmSpec:
     disks: Tuple[Disk, ...] = ()  # beside its own
     incarnation: int = 0  # how often it was made anew from the golden image (renewal.py)
     context: str = ""  # there is user data for it in the store: context.digest; "" = there is none
+    adopted: bool = False  # it ran before it was ours: others made its definition, disks and interfaces (adopting.py)
 
 
 @dataclass(frozen=True)
@@ -248,6 +250,7 @@ class Journal:
     image_cause: str = ""
     image_action: str = ""
     revert_to: str = ""  # name of the snapshot from which the next incarnation begins; "" = the golden image
+    tag_seen: bool = False  # of an adopted guest: our tag was read back, so it is not put there once more
 
 
 @dataclass(frozen=True)

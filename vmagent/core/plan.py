@@ -21,7 +21,7 @@ from vmagent.core.ending import because, begin_stop, begun, ended, gave_up, jour
 from vmagent.core.model import SCRATCH, Desired, Now, Observed, Seen, Tag, VmRecord
 from vmagent.core.policy import Policy
 from vmagent.core.premises import LIVE
-from vmagent.core.quota import cpu_limit
+from vmagent.core.quota import UNLIMITED, caps, cpu_limit
 from vmagent.core.revocation import Distrust
 from vmagent.core.snapshotmodel import is_file, layer_word
 from vmagent.core.transitions import Facts, Step, step
@@ -53,7 +53,7 @@ class _Case:
 
     def act(self, do: Do, record: Optional[VmRecord] = None, then: Optional[Action] = None) -> _Done:
         record = record or self.record
-        tagged = do in (Do.MAKE_SEED, Do.DEFINE, Do.WRITE_TAG)
+        tagged = do in (Do.MAKE_SEED, Do.DEFINE, Do.WRITE_TAG, Do.CLAIM)
         limited = do in (Do.DEFINE, Do.APPLY_CPU, Do.TELL_SYSTEMD)
         tag = tag_of(record, self.policy.instance) if tagged else None
         layers = snapshotplan.layers(record) if do in (Do.DEFINE, Do.MAKE_LAYER) else ()
@@ -61,6 +61,7 @@ class _Case:
 
 
 _Done = Tuple[VmRecord, Optional[Action]]
+NO_TAG = "no-tag"  # of ForeignSeen.reason: nobody's tag is in it
 
 
 def tag_of(record: VmRecord, instance: str) -> Tag:
@@ -139,6 +140,8 @@ def _facts(record: VmRecord, observed: Observed, now: Now) -> Facts:
         attempted=journal.attempt_boot != "",
         renew=renewal.wanted(record) and not rebooted(record, now),
         held=now.at < journal.renew_after,
+        adopted=record.spec.adopted,
+        unclaimed=not journal.tag_seen and domain.reason == NO_TAG,
     )
 
 
@@ -303,6 +306,14 @@ def _close(case: _Case) -> _Done:
     return dataclasses.replace(case.record, closed=True), None
 
 
+def _untag(case: _Case) -> _Done:
+    """A cap that was held goes with it: in libvirt by the same action, in systemd's unit after it."""
+    spec, now_free = case.record.spec, None
+    if caps(spec) and case.observed.domain.seen in LIVE:
+        now_free = Action(Do.TELL_SYSTEMD, spec, cpu=UNLIMITED)
+    return case.act(Do.UNTAG, None, now_free)
+
+
 def _simply(do: Do) -> Callable[[_Case], _Done]:
     return lambda case: case.act(do)
 
@@ -324,4 +335,6 @@ _HANDLERS: Dict[Step, Callable[[_Case], _Done]] = {
     Step.UNDEFINE: _simply(Do.UNDEFINE),
     Step.CLEAN_UP: _clean_up,
     Step.CLOSE: _close,
+    Step.CLAIM: _simply(Do.CLAIM),
+    Step.UNTAG: _untag,
 }

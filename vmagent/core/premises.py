@@ -9,9 +9,9 @@ import dataclasses
 from typing import Optional, Sequence, Tuple
 
 from vmagent.core import attaching, disks, lease, pauses, proof
-from vmagent.core.ending import because, begin_stop, begun, journaled, not_attached, rebooted
+from vmagent.core.ending import because, begin_stop, begun, given_back, journaled, not_attached, rebooted
 from vmagent.core.events import is_ready
-from vmagent.core.model import Desired, Now, Observed, Seen, VmRecord
+from vmagent.core.model import Desired, Now, Observed, Outcome, Seen, VmRecord
 from vmagent.core.policy import Policy
 from vmagent.core.revocation import Distrust
 
@@ -47,6 +47,9 @@ def time_passed(record: VmRecord, observed: Observed, now: Now, policy: Policy) 
 
 def _over(record: VmRecord, observed: Observed, now: Now, policy: Policy) -> VmRecord:
     """Ended by us, if its time is over."""
+    if record.spec.adopted and rebooted(record, now) and observed.domain.seen in LIVE:
+        why = "host reboot; whoever started it again has it back"
+        return given_back(record, Outcome.LOST, "agent", why, now)
     if rebooted(record, now) and (observed.domain.seen in LIVE or not record.journal.may_have_run):
         return begin_stop(record, "reboot", 0, now, "host reboot: its lease cannot be counted any more")
     if lease.too_late_to_start(record, now):
@@ -72,6 +75,8 @@ def seen(record: VmRecord, observed: Observed, now: Now, policy: Policy) -> VmRe
         record = journaled(record, limits_before=None)
     if record.journal.may_have_run and observed.domain.seen in LIVE:
         record = begun(record, now)  # a record out of a restored store may not know when: every VM has a lease
+    if observed.domain.tag is not None and record.spec.adopted:
+        record = journaled(record, tag_seen=True)
     record = attaching.seen(record, observed, now, policy)
     record = pauses.seen(record, observed.domain)
     if observed.domain.seen is not Seen.RUNNING:

@@ -3,7 +3,7 @@
 Rules: what cannot be seen is not proven.  Values are compared, never requests.  Each difference names its repair in
 `REPAIRS`; one without a repair (memory: a running guest's cannot be changed from here; an interface that is not there)
 is told, and its guest does not start.  Network and cgroup are compared by those who read them; here only what they
-found counts, and for which wish.
+found counts, and for which wish.  Of an adopted guest only a cap that was asked for is held (quota.caps).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, List, Mapping, Optional, Tuple
 from vmagent.core import codec
 from vmagent.core.actions import Do
 from vmagent.core.model import CpuLimit, DiskIo, DomainSeen, Drift, Interface, NicLimits, Observed, VmSpec
-from vmagent.core.quota import cpu_limit, same, scope_holds, scope_throttles
+from vmagent.core.quota import caps, cpu_limit, same, scope_holds, scope_throttles
 
 REPAIRS: Mapping[str, Do] = {
     "cpu": Do.APPLY_CPU,
@@ -41,6 +41,8 @@ def _digest(interfaces: Tuple[Interface, ...], nics: Tuple[NicLimits, ...]) -> s
 def drift(spec: VmSpec, observed: Observed) -> Tuple[Drift, ...]:
     """Every limit that is not as wanted, in the order in which they are mended; () = proven."""
     domain = observed.domain
+    if spec.adopted:
+        return tuple(_cpu(spec, observed)) if caps(spec) else ()
     return (*_memory(spec, domain), *_cpu(spec, observed), *_disk_io(spec, domain), *_network(spec, observed))
 
 
@@ -61,7 +63,7 @@ def _cpu(spec: VmSpec, observed: Observed) -> List[Drift]:
             seen = observed.cgroup.cpu if observed.cgroup else None
             found.append(Drift("cpu", "", f"the cgroup says {_cap(seen)}, not {_cap(wanted)}"))
     weight = spec.limits.cpu_weight
-    if domain.cpu_by in ("quota", "credit") and domain.weight != weight:
+    if domain.cpu_by in ("quota", "credit") and domain.weight != weight and not spec.adopted:
         found.append(Drift("weight", "", f"{_said(domain.weight)}, not {weight}"))
     return found
 

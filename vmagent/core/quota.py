@@ -22,6 +22,7 @@ from vmagent.core.model import CgroupSeen, CpuLimit, VmSpec
 
 PERIOD_US = 100_000
 UNLIMITED = CpuLimit(PERIOD_US, -1)
+CAP = "cpu_cap_core_percent"  # its place in Limits.sources
 SHARES_OF_100 = 1024
 CREDIT_OF_100 = 256
 QUOTA_MARGIN = 0.01  # two caps that differ by less are the same one, written by different hands (systemd rounds)
@@ -31,6 +32,11 @@ def cpu_limit(spec: VmSpec) -> CpuLimit:
     """The limit that enforces the wish's cap; no cap = quota -1."""
     cap = spec.limits.cpu_cap_core_percent
     return UNLIMITED if cap is None else CpuLimit(PERIOD_US, PERIOD_US * cap // 100)
+
+
+def caps(spec: VmSpec) -> bool:
+    """Whether its cap, or that it has none, is ours to hold: of an adopted guest only once somebody asked for one."""
+    return not spec.adopted or dict(spec.limits.sources).get(CAP) is not None
 
 
 def credit_cap(cpu: CpuLimit) -> int:
@@ -81,7 +87,9 @@ def same(wanted: CpuLimit, seen: Optional[CpuLimit]) -> bool:
 
 def scope_holds(spec: VmSpec, cgroup: Optional[CgroupSeen]) -> bool:
     """Whether the systemd unit that owns the guest's cgroup has the cap too, so that a daemon-reload keeps it."""
-    return cgroup is None or not cgroup.scope or same(cpu_limit(spec), cgroup.scope_cpu)
+    if cgroup is None or not cgroup.scope or not caps(spec):
+        return True
+    return same(cpu_limit(spec), cgroup.scope_cpu)
 
 
 def scope_throttles(spec: VmSpec, cgroup: Optional[CgroupSeen]) -> bool:

@@ -41,6 +41,8 @@ class Step(str, Enum):
     CLOSE = "close"
     END = "end"  # write down how it ended
     RENEW = "renew"  # nothing is left of this incarnation: the next one begins
+    CLAIM = "claim"  # adopted: the tag is put into a domain that has none
+    UNTAG = "untag"  # adopted: the tag is taken away, and nothing else
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Facts:
     attempted: bool = False  # (1) a start was committed once
     renew: bool = False  # (6) a fresh incarnation is wanted
     held: bool = False  # (6) not yet
+    adopted: bool = False  # (7) it ran before it was ours
+    unclaimed: bool = False  # (7) its tag was never there, and there is no other one
 
 
 _Cells = Mapping[Tuple[Desired, Seen], Step]
@@ -165,8 +169,31 @@ NOTES: Mapping[Seen, Callable[[Desired, Seen, Facts], Step]] = {
 }
 
 
+def _adopted(desired: Desired, seen: Seen, facts: Facts) -> Step:
+    """Note 7: it is held and ended as any other, but nothing is made of it and nothing removed: what others made stays.
+
+    Once its outcome is written down it is theirs again, running or not: all that is taken away is our tag.
+    """
+    if facts.ended:
+        return _GIVEN_BACK.get(seen, Step.UNTAG) if seen is not Seen.MISSING or _proven_gone(facts) else Step.WAIT
+    if seen is Seen.FOREIGN:
+        return Step.CLAIM if facts.unclaimed else Step.REFUSE
+    at = Seen.OFF if seen is Seen.SAVED else seen  # whoever saved it may restore it, as theirs
+    ours = dataclasses.replace(facts, adopted=False, has_run=True, unproven=False, left=False, renew=False)
+    return step(desired, at, ours)
+
+
+_GIVEN_BACK = {Seen.MISSING: Step.CLOSE, Seen.FOREIGN: Step.CLOSE, Seen.UNKNOWN: Step.WAIT, Seen.STUCK: Step.REPORT}
+
+
+def _proven_gone(facts: Facts) -> bool:
+    return facts.missing_twice and not facts.process
+
+
 def step(desired: Desired, seen: Seen, facts: Facts) -> Step:
     """The next step of one VM.  Total; never STOP_PAUSED."""
+    if facts.adopted:
+        return _adopted(desired, seen, facts)
     if facts.renew and not facts.ended and desired in (Desired.RUN, Desired.PAUSED):
         return _renewing(seen, facts)
     note = NOTES.get(seen)

@@ -13,7 +13,7 @@ import dataclasses
 import math
 from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
-from vmagent.core import attaching, dn, lease, limits, renewal, snapshots, walltime
+from vmagent.core import adopting, attaching, dn, lease, limits, renewal, snapshots, walltime
 from vmagent.core.commands import VERBS, Command
 from vmagent.core.ending import REASONS_KEPT, journaled
 from vmagent.core.model import Desired, Now, Reason, VmRecord
@@ -86,6 +86,8 @@ def apply(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmRec
     `snapshot-state`, `snapshot-busy`, `snapshot-revert-denied`, `not-supported-here`; each names its `vm`.
     """
     _in_order(command, record)
+    for problem in adopting.unsupported(command, record):
+        raise problem
     record = dataclasses.replace(record, generation=record.generation + 1)
     record = _EFFECTS[command.verb](command, record, policy, now)
     last = {**dict(record.last_commands), command.signer.subject: command.issued_wall}

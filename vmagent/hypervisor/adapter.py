@@ -22,6 +22,8 @@ from twisted.python.failure import Failure
 
 from vmagent.config import HypervisorSettings
 from vmagent.core.actions import Action, Do
+from vmagent.core.adopting import Candidate
+from vmagent.core.domainxml import parts_of
 from vmagent.core.model import DomainSeen, HostSeen, HypervisorInfo, VmSpec
 from vmagent.errors import Fault, FaultKind
 from vmagent.hypervisor.health import Health
@@ -129,6 +131,12 @@ class Libvirt:
             return fail(self._away())
         return self._session.observe.run(vm, OBSERVE_DEADLINE_S, self._eyes.one, vm).addCallback(self._seen)
 
+    def candidate(self, vm: str) -> Deferred[Candidate]:
+        """See ports.Hypervisor."""
+        if self._eyes is None:
+            return fail(self._away())
+        return self._session.observe.run(vm, OBSERVE_DEADLINE_S, self._eyes.candidate, vm)
+
     def perform(self, action: Action) -> Deferred[None]:
         """Do it, idempotently.  Faults: AWAY, UNKNOWN, GONE, BUSY, REFUSED, FULL."""
         if self._hands is None:
@@ -166,8 +174,7 @@ class Libvirt:
         if self._facts is None or vm in self._probing or vm in self._session.control.overdue():
             return
         self._probing.add(vm)
-        disk = self._facts.profile.disk_names[0]
-        probing = self._session.control.run(vm, self._settings.stuck_after_s, _ask_monitor, vm, disk)
+        probing = self._session.control.run(vm, self._settings.stuck_after_s, _ask_monitor, vm)
         probing.addBoth(self._probed, vm)
 
     def _probed(self, outcome: Optional[Failure], vm: str) -> None:
@@ -266,8 +273,8 @@ def _slowness(cap: Optional[int]) -> float:
     return 1.0 if cap is None else max(1.0, SLIVER_PERCENT / cap)
 
 
-def _ask_monitor(conn: libvirt.virConnect, vm: str, disk: str) -> None:
-    """One harmless call that must pass the QEMU monitor."""
+def _ask_monitor(conn: libvirt.virConnect, vm: str) -> None:
+    """One harmless call that must pass the QEMU monitor: about its first disk, whatever that is called."""
     domain = lookup(conn, vm)
     if domain is not None and domain.isActive():
-        domain.blockStats(disk)
+        domain.blockStats(next(iter(parts_of(domain.XMLDesc(0)).disks), ""))

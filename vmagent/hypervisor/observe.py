@@ -19,10 +19,11 @@ from typing import Callable, Dict, Iterator, List, Mapping, Optional, Set, Tuple
 import libvirt
 
 from vmagent.core import quota
+from vmagent.core.adopting import Candidate
 from vmagent.core.domainxml import NAMESPACE, Parts, parts_of, read_tag
 from vmagent.core.drivers import Profile
 from vmagent.core.model import CpuLimit, DiskIo, DomainSeen, ForeignSeen, HostSeen, Seen, Tag
-from vmagent.errors import FaultKind
+from vmagent.errors import Fault, FaultKind
 from vmagent.hypervisor.faults import fault
 
 LIVE = (Seen.RUNNING, Seen.PAUSED, Seen.STOPPING)
@@ -143,6 +144,25 @@ class Eyes:
         if isinstance(looked, ForeignSeen):
             return DomainSeen(vm, Seen.FOREIGN, looked.reason, at, name=looked.name)
         return looked
+
+    def candidate(self, conn: libvirt.virConnect, vm: str) -> Candidate:
+        """See ports.Hypervisor.  Faults: GONE."""
+        domain = lookup(conn, vm)
+        if domain is None:
+            raise Fault(FaultKind.GONE, f"no domain {vm}")
+        state, reason = domain.state()
+        try:
+            tag_of(domain, self._instance)
+            why = ""
+        except Stranger as stranger:
+            why = stranger.why
+        persistent = bool(domain.isPersistent())
+        parts = parts_of(domain.XMLDesc(0))
+        return Candidate(
+            vm, domain.name(), seen_of(state, reason)[0], why, autostart=persistent and bool(domain.autostart()),
+            saved=persistent and bool(domain.hasManagedSaveImage()), persistent=persistent, cores=parts.cores,
+            memory_mib=parts.memory_max_mib, devices=parts.devices, disks=parts.disks,
+        )  # fmt: skip
 
     def all(self, conn: libvirt.virConnect) -> HostSeen:
         """Every domain of this host."""

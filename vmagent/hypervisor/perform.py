@@ -1,7 +1,8 @@
 """The effects on domains.  Each observes first and is idempotent: what is already so is success (FACTS F9).
 
 Every function runs on a thread of the control link (destroy: rescue).  Nothing is done to a domain whose tag is not
-ours; DEFINE refuses a uuid or a name that somebody else holds.  Faults: what libvirt's error means, REFUSED "foreign".
+ours, but that CLAIM makes one ours (adopted.py); DEFINE refuses a uuid or a name that somebody else holds.  Faults:
+what libvirt's error means, REFUSED "foreign".
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from vmagent.core.model import CpuLimit, Disk, DiskIo, Seen, Tag, VmSpec
 from vmagent.core.snapshotmodel import JobDone, layer_file
 from vmagent.core.snapshotxml import over_layers
 from vmagent.errors import Fault, FaultKind
-from vmagent.hypervisor import attached, layers
+from vmagent.hypervisor import adopted, attached, layers
 from vmagent.hypervisor.observe import NO_QUOTA_US, Stranger, lookup, seen_of, tag_of
 from vmagent.hypervisor.pools import located
 
@@ -74,13 +75,16 @@ class Hands:
         if action.do in self._profile.unsupported:
             raise Fault(FaultKind.REFUSED, f"{action.do.value}: not supported by the {self._profile.name} driver")
         domain = lookup(conn, action.vm)
+        if domain is not None and action.do in (Do.CLAIM, Do.UNTAG):
+            adopted.perform(domain, action, self._instance, self._profile)
+            return
         if domain is not None and not self._ours(domain):
             raise Fault(FaultKind.REFUSED, f"foreign: the domain {action.vm} is not ours")
         if action.do is Do.DEFINE:
             self._define(conn, domain, action)
         elif domain is not None:
             self._on_domain[action.do](domain, action)
-        elif action.do not in (Do.DESTROY, Do.DISCARD_SAVED, Do.UNDEFINE):
+        elif action.do not in (Do.DESTROY, Do.DISCARD_SAVED, Do.UNDEFINE, Do.UNTAG):
             raise Fault(FaultKind.GONE, f"no domain {action.vm}")
 
     def job(self, conn: libvirt.virConnect, action: Action, watch: layers.Watch) -> JobDone:
@@ -146,6 +150,9 @@ class Hands:
 
     def _apply_cpu(self, domain: libvirt.virDomain, action: Action) -> None:
         cpu, weight = _cap(action), action.spec.limits.cpu_weight
+        if action.spec.adopted:
+            adopted.limit(domain, cpu, self._profile)
+            return
         if self._profile.cpu_cap == "credit":
             domain.setSchedulerParameters({"cap": quota.credit_cap(cpu), "weight": quota.credit_weight(weight)})
             return

@@ -15,6 +15,7 @@ from vmagent.errors import Problem
 from vmagent.local import (
     capacitytables,
     ctl_accounting,
+    ctl_adopt,
     ctl_images,
     ctl_top,
     handles,
@@ -220,6 +221,8 @@ COMMANDS: Mapping[str, Callable[[Session], int]] = {
     "resume": on_vms,
     "extend": on_vms,
     "limits": limits,
+    "adopt": ctl_adopt.adopt,
+    "disown": ctl_adopt.disown,
     "drain": drain,
     "undrain": undrain,
 }

@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     _looking(subs)
     _acting(subs)
     _revoking(subs)
+    _adopting(subs)
     _host(subs)
     return top
 
@@ -195,6 +196,23 @@ def _revoking(subs: Any) -> None:
     imageasking.add_revocation(revoke)
     revoke.add_argument("--yes", action="store_true", help="do not ask, although it may concern several VMs")
     _reason(revoke)
+
+
+def _adopting(subs: Any) -> None:
+    adopt = _add(subs, "adopt", "make a running guest that others started one of the agent's; says what, unless --yes",
+                 "vmagentctl adopt db1 --owner '/DC=org/DC=example/CN=A User' --lease 30d\n"
+                 "  vmagentctl adopt db1 --owner '/DC=org/DC=example/CN=A User' --lease 30d --cpu-cap 200 --yes")
+    adopt.add_argument("vm", metavar="VM", help="a domain's uuid, the beginning of it, or its name")
+    adopt.add_argument("--owner", required=True, metavar="SUBJECT", help="whose it is: a certificate subject")
+    adopt.add_argument("--lease", type=asking.span, required=True, metavar="SPAN", help="it is ended after this time")
+    adopt.add_argument("--fqan", default="", metavar="FQAN", help="for which VO, such as /vo.example.org/Role=NULL")
+    adopt.add_argument("--cpu-cap", type=_count, metavar="PERCENT", help="hold its CPU to this; 100 = one core")
+    adopt.add_argument("--yes", action="store_true", help="do it; without this it is only said what would be")
+    disown = _add(subs, "disown", "give back a guest that was adopted: it runs on, without a lease",
+                  "vmagentctl disown db1 --reason 'stays where it is'")
+    disown.add_argument("vm", metavar="VM")
+    for sub in (adopt, disown):
+        _reason(sub)
 
 
 def _on_vms(subs: Any, name: str, about: str, examples: str) -> argparse.ArgumentParser:

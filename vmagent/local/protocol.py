@@ -7,7 +7,8 @@
 
 `id` is an integer or a short string, chosen by the client.  A refusal with `"id": null` concerns the connection itself,
 which is then closed.  The verb `command` carries a payload of PROTOCOL 3, unsigned.  Every other verb only looks, but
-`resend`: it writes accounting messages again, unless its args say `"dry_run": true`.
+those of `DEEDS`: `resend` writes accounting messages again, `adopt` and `disown` make a guest ours and give it back.
+With `"dry_run": true` in their args `resend` and `adopt` only look, too.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ LONGEST_ANSWER = 64 * 2**20
 """Bytes of one answer line that the client accepts."""
 
 COMMAND = "command"
-RESEND = "resend"
+RESEND, ADOPT, DISOWN = "resend", "adopt", "disown"
+DEEDS = (RESEND, ADOPT, DISOWN)
 EVENTS = "events"
 VALID_FOR_S = 300
 """How long a local command without `valid_until` is valid."""
@@ -48,7 +50,7 @@ class Request:
     def changes(self) -> bool:
         """Whether only an administrator may ask this.  An unknown command verb is taken as one that changes."""
         if self.verb != COMMAND:
-            return self.verb == RESEND and self.args.get("dry_run") is not True
+            return self.verb in DEEDS and (self.verb == DISOWN or self.args.get("dry_run") is not True)
         verb = VERBS.get(str(self.args.get("schema", "")).split("/")[0])
         return verb is None or verb.changes
 

@@ -25,7 +25,7 @@ from vmagent.core import walltime
 from vmagent.errors import Problem
 from vmagent.local import peers, protocol
 from vmagent.local.feed import LiveFeed
-from vmagent.local.session import Commands, Queries, Services, Sessions
+from vmagent.local.session import Commands, Deeds, Queries, Services, Sessions
 
 log = logging.getLogger("vmagent.local")
 
@@ -41,7 +41,8 @@ class LocalServer:
     """Listens on the local socket from `listen` to `stop`.
 
     commands(payload, signer): a complete payload of PROTOCOL 3 -> Deferred of the reply.
-    queries[verb](args) -> Deferred of the result; the verbs `command` and `events` are the server's own.
+    queries[verb](args), deeds[verb](args, signer) -> Deferred of the result; the verbs `command` and `events` are the
+    server's own.
     host: what `target` becomes.  Construction resolves the groups: Problem `configuration`.
     """
 
@@ -54,13 +55,14 @@ class LocalServer:
         feed: LiveFeed,
         clock: ports.Clock,
         host: str,
+        deeds: Deeds,
     ) -> None:
         self._path = settings.path
         self._reactor = reactor
         self._clock = clock
         self._host = host
         self._access = peers.resolve(settings)
-        services = Services(self._access, _identify, commands, queries, feed, self._fill)
+        services = Services(self._access, _identify, commands, queries, feed, self._fill, deeds)
         self._sessions = Sessions(services)
         self._port: Optional[Any] = None
         self._lock: Optional[int] = None

@@ -31,6 +31,7 @@ _SHOWN_EVENTS = 50
 
 Queries = Mapping[str, Callable[[Mapping[str, Any]], "Deferred[Any]"]]
 Commands = Callable[[Mapping[str, Any], Signer], "Deferred[Mapping[str, Any]]"]
+Deeds = Mapping[str, Commands]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Services:
     queries: Queries
     feed: LiveFeed
     fill: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # completes a payload: target and times
+    deeds: Deeds  # verbs that must know who asks: (args, signer) -> the result
 
 
 class Session(LineOnlyReceiver):
@@ -138,7 +140,7 @@ class Session(LineOnlyReceiver):
         self._under_way -= 1
 
     def _allow(self, request: protocol.Request) -> None:
-        known = {protocol.COMMAND, protocol.EVENTS, *self._services.queries}
+        known = {protocol.COMMAND, protocol.EVENTS, *self._services.queries, *self._services.deeds}
         if request.verb not in known:
             raise Problem("unknown-verb", f"there is no {request.verb!r}; known are {', '.join(sorted(known))}",
                           path="verb", accepted=sorted(known))
@@ -153,6 +155,8 @@ class Session(LineOnlyReceiver):
                 return self._events(request)
             if request.verb == protocol.COMMAND:
                 return self._services.commands(self._services.fill(request.args), self._signer)
+            if request.verb in self._services.deeds:
+                return self._services.deeds[request.verb](request.args, self._signer)
             return self._services.queries[request.verb](request.args)
         except Problem as problem:
             refused: Deferred[Any] = Deferred()

@@ -80,6 +80,8 @@ STEPS: Steps = (
         "CREATE INDEX usage_vm ON usage (vm, row)",
         "CREATE TABLE exports (who TEXT PRIMARY KEY, row INTEGER NOT NULL) WITHOUT ROWID",
     ),
+    # Guests that are adopted: members of the wish (adopted) and of the journal (tag_seen), and one more outcome.
+    (),
 )
 
 
