@@ -87,6 +87,7 @@ def test_what_reads_an_image_has_no_network_under_the_unit(on_host: OnHost) -> N
 
     def body(host: BootedHost) -> None:
         install(host)
+        host.sh("systemd-tmpfiles --create vmagent.conf")
         words = " ".join(f"-p {shlex.quote(each)}" for each in sandbox())
         run = f"systemd-run -q --wait --pipe -E PYTHONPATH={CHECKOUT} {words} python3 -c {shlex.quote(code)}"
         found = [line.split(":")[0].strip() for line in host.sh(run, START_S).splitlines() if ":" in line]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import Mapping
+from typing import Dict, Mapping
 
 import pytest
 
@@ -20,14 +20,26 @@ def confined(host: BootedHost, command: str, puts: Mapping[str, str] = {}) -> Do
     return host.run(f"systemd-run -q --wait --pipe {words} {command} 2>&1", RUN_S)
 
 
+_working: Dict[BootedHost, str] = {}  # what they said in the unit's own sandbox
+
+
+def working(host: BootedHost) -> str:
+    """A line for each command that works there: its number.  All at once: each new unit costs seconds in there."""
+    if host not in _working:
+        install(host)
+        host.sh("systemd-tmpfiles --create vmagent.conf")
+        script = "\n".join(f"{does} >/tmp/said 2>&1 && echo works {number} || cat /tmp/said"
+                           for number, (_, does) in enumerate(ITEMS.values()))
+        _working[host] = confined(host, f"bash -c {shlex.quote(script)}").text
+    return _working[host]
+
+
 @pytest.mark.parametrize("item", ITEMS)
 def test_what_is_left_out_would_break_something(on_host: OnHost, item: str) -> None:
     puts, does = ITEMS[item]
 
     def body(host: BootedHost) -> None:
-        install(host)
-        works = confined(host, does)
-        assert works.code == 0, f"in the unit's own sandbox: {works.text}"
+        assert f"works {list(ITEMS).index(item)}\n" in working(host), working(host)
         assert confined(host, does, puts).code != 0
 
     on_host(body)
