@@ -27,6 +27,7 @@ class HypervisorSettings:
 
     uri: str  # qemu:///system | xen:///system | test:///default
     emulation: str  # "forbid" | "allow": may guests run without hardware virtualisation
+    pygrub: str  # "forbid" | "allow": may dom0 look for a kernel on a guest's own disk
     threads: int  # parallel control calls, 1 to 4 (FACTS F3)
     stuck_after_s: float  # a monitor call older than this makes its guest STUCK
     reconnect_max_s: float  # cap of the reconnect's full jitter

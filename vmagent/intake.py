@@ -16,6 +16,7 @@ from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Sequ
 from vmagent import ports
 from vmagent.consequences import Consequences
 from vmagent.core import (
+    abilities,
     admission,
     attaching,
     authority,
@@ -281,14 +282,17 @@ class Intake:
         authority.authorise(command, self.policy, chosen, ())
         if not VERBS[command.verb].changes:
             return [], self._done(command, (), self._questions.of_vms(command, chosen, now), now), ()
+        self._able(abilities.of_command(command, room))
         if command.verb == "vm.snapshot":
             free_gib = disk_left_gib(self.policy, tuple(self._world.records.values()), room)
             snapshots.admit(command, self.policy, chosen, room.snapshots, free_gib)
         if command.verb == "vm.attach":
-            attaching.admit(command, chosen, tuple(self._world.records.values()), self.policy, room.live_disks)
+            attaching.admit(command, chosen, tuple(self._world.records.values()), self.policy)
         if VERBS[command.verb].anew:
             self._trusted([record.spec for record in chosen], now)
         after = [(record, verbs.apply(command, record, self.policy, now)) for record in chosen]
+        if command.verb == "vm.limits":
+            self._able([one for _, record in after for one in abilities.of_limits(record.spec.limits, room)])
         ids = tuple(record.vm for record in chosen)
         members = [{"vm": vm, "status": "accepted"} for vm in ids]
         row = self._row(command, ids, "accepted", _reply(command, "accepted", result={"members": members}), now)
@@ -296,6 +300,11 @@ class Intake:
         for before, record in after:
             changes += self._consequences.of_record(before, record, now)
         return changes, row, ids
+
+    def _able(self, lacking: Sequence[Problem]) -> None:
+        """Nothing is stored that this host cannot do: Problems, each once."""
+        if lacking:
+            raise Problems(list({str(one): one for one in lacking}.values()))
 
     # -- rows
 

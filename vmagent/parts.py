@@ -365,7 +365,8 @@ def _keepers(
 
 
 def _paths(images: LocalImages) -> Callable[[VmSpec], Paths]:
-    return lambda spec: Paths(*images.paths(spec.vm), str(images.golden(spec)), images.sources(spec))
+    return lambda spec: Paths(*images.paths(spec.vm), str(images.golden(spec)), images.sources(spec),
+                              *images.boot_paths(spec))
 
 
 def _limits(config: Config) -> Limits:

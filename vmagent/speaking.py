@@ -16,7 +16,7 @@ from vmagent.consequences import Consequences
 from vmagent.core import limitviews
 from vmagent.core.capacity import Around
 from vmagent.core.policy import Policy
-from vmagent.core.room import HostRoom, written_gib
+from vmagent.core.room import HostRoom, of_driver, written_gib
 from vmagent.errors import Fault
 from vmagent.host import room as rooms
 from vmagent.imagecommands import ImageCommands
@@ -99,10 +99,10 @@ def _room(
         info, low = hypervisor.info(), rooms.low(_bridges(consequences.policy))
         return HostRoom(
             here.cores, here.memory_mib, free_gib, world.drained, info.startable or not info.connected,
-            cpu_caps=info.cpu_caps, disk_io=info.disk_io, live_disks=info.live_disks,
+            **of_driver(info),
             memory_overhead_mib=world.settings.get(OVERHEAD, 0),
             shaping=bool(kernel.shaper.info().qdisc), filtering=kernel.firewall.info().tracking != "none",
-            snapshots=info.snapshots, descriptors_free=low.descriptors_free, tasks_free=low.tasks_free,
+            descriptors_free=low.descriptors_free, tasks_free=low.tasks_free,
             ports_free=low.ports_free, disk_written_gib=written,
         )  # fmt: skip
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
 import struct
 import subprocess
 from pathlib import Path
-from typing import Any, List
+from typing import Any, List, Tuple
 
 import pytest
 
@@ -18,6 +19,7 @@ from tests.support.golden import MIB, NEEDED, TOOLS, Shelf, spec_on
 from tests.support.lanes import HandTurned
 from vmagent.core.actions import Action, Do
 from vmagent.core.context import Context
+from vmagent.core.imagemodel import Boot, BootFile
 from vmagent.core.model import Disk, ImageRef, VmSpec
 from vmagent.core.policy import CatalogueImage, Volume
 from vmagent.errors import Fault, FaultKind
@@ -279,6 +281,47 @@ def test_a_failed_verdict_is_not_kept(shelf: Shelf) -> None:
         with pytest.raises(Fault):
             golden.verify(wrong)
     assert golden.verify(image).virtual_size == 8 * MIB
+
+
+# --- what a guest boots from where there is no firmware ---------------------------------------------------------------
+
+
+def booting(shelf: Shelf, **files: str) -> Tuple[ImageRef, Boot]:
+    """An image whose kernel and initrd are these files; what is in them is vouched for."""
+    said = {}
+    for name, content in files.items():
+        (shelf.settings.directory / name).write_text(content)
+        said[name] = BootFile(name, hashlib.sha512(content.encode()).hexdigest())
+    boot = Boot("pvh", **said)
+    return dataclasses.replace(shelf.raw(), boot=boot), boot
+
+
+def test_kernel_and_initrd_are_proven_with_their_image(shelf: Shelf) -> None:
+    image, boot = booting(shelf, kernel="a kernel", initrd="what it begins with")
+    golden = GoldenImages(shelf.settings.directory, shelf.catalogue)
+    assert golden.verify(image).virtual_size == 8 * MIB
+    assert golden.boot_paths(boot) == tuple(str(shelf.settings.directory / name) for name in ("kernel", "initrd"))
+    assert golden.boot_paths(booting(shelf, kernel="a kernel")[1])[1] == ""
+    assert golden.boot_paths(None) == ("", "")
+
+
+@pytest.mark.parametrize("name", ["kernel", "initrd"])
+def test_another_kernel_than_the_admitted_one_is_refused(shelf: Shelf, name: str) -> None:
+    image, _ = booting(shelf, kernel="a kernel", initrd="what it begins with")
+    golden = GoldenImages(shelf.settings.directory, shelf.catalogue)
+    golden.verify(image)
+    (shelf.settings.directory / name).write_text("evil")
+    with pytest.raises(Fault, match=name) as caught:
+        golden.verify(image)
+    assert caught.value.kind is FaultKind.REFUSED
+
+
+@pytest.mark.parametrize("file", ["../kernel", "/etc/passwd", "a//b", "."])
+def test_a_kernel_elsewhere_is_refused(shelf: Shelf, file: str) -> None:
+    golden = GoldenImages(shelf.settings.directory, shelf.catalogue)
+    for work in (golden.boot_paths, lambda boot: golden.verify(dataclasses.replace(shelf.raw(), boot=boot))):
+        with pytest.raises(Fault, match="below the image directory"):
+            work(Boot("pv", BootFile(file, "00" * 64)))
 
 
 # --- the seed -----------------------------------------------------------------------------------------------------

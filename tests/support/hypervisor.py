@@ -34,7 +34,8 @@ GOLDEN_BYTES = bootsector.DISK_BYTES
 
 def settings(uri: str, **kw: Any) -> HypervisorSettings:
     members: Dict[str, Any] = {
-        "uri": uri, "emulation": "allow", "threads": 4, "stuck_after_s": 3.0, "reconnect_max_s": 1.0,
+        "uri": uri, "emulation": "allow", "pygrub": "forbid", "threads": 4,
+        "stuck_after_s": 3.0, "reconnect_max_s": 1.0,
     }  # fmt: skip
     members.update(kw)
     return HypervisorSettings(**members)

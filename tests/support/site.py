@@ -81,6 +81,7 @@ class Site:
         self.reactor = HandTurned()
         self.around = Around({building.BRIDGE: 1_000_000}, ())
         self.written_gib = 0  # by somebody else, on the disk of the overlays
+        self.able: Dict[str, Any] = {}  # members of HostRoom, where the driver is another one
         if host is not None:
             self.reactor.rightNow = host.clock.seconds()
             host.clock = self.reactor
@@ -138,8 +139,8 @@ class Site:
 
     def _room(self) -> Deferred[HostRoom]:
         room: Deferred[HostRoom] = Deferred()
-        room.callback(HostRoom(16, 65536, 500 - self.written_gib, self.world.drained, True,
-                               snapshots=self.host.info().snapshots))
+        able = {"snapshots": self.host.info().snapshots, **self.able}
+        room.callback(HostRoom(16, 65536, 500 - self.written_gib, self.world.drained, True, **able))
         return room
 
     # -- turning

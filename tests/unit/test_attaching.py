@@ -95,7 +95,7 @@ def test_a_guest_that_does_not_let_go_keeps_it_and_nobody_else_gets_it() -> None
     assert not attaching.settled(record)
     assert list(disks.held_by((record,))) == [DATA]
     with pytest.raises(Problems) as caught:
-        attaching.admit(command("vm.attach", volume="data"), (b.record(spec={"member": 1}),), (record,), POLICY, True)
+        attaching.admit(command("vm.attach", volume="data"), (b.record(spec={"member": 1}),), (record,), POLICY)
     assert [problem.type for problem in caught.value.problems] == ["volume-in-use"]
 
 
@@ -125,12 +125,6 @@ def test_in_another_way_or_as_a_cd_or_too_many() -> None:
         detached(b.record(spec=b.spec(disks=(Disk("cdrom", 2, volume="data", read_only=True),))))
     with pytest.raises(Problem, match="the most"):
         attached(b.record(spec=b.spec(disks=tuple(Disk("scratch", place, 1) for place in range(2, 10)))))
-
-
-def test_a_driver_that_cannot_is_said_by_name() -> None:
-    with pytest.raises(Problem) as caught:
-        attaching.admit(command("vm.attach", volume="data"), (b.record(),), (), POLICY, False)
-    assert caught.value.type == "not-supported-here"
 
 
 def test_a_paused_guest_gets_it_when_it_runs_again() -> None:

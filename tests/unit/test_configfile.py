@@ -11,6 +11,8 @@ import yaml
 
 from vmagent import configfile
 from vmagent.config import Config, reloaded
+from vmagent.core import codec
+from vmagent.core.imagemodel import Boot
 from vmagent.core.policy import Endorser, ListSource, TrustPolicy
 from vmagent.errors import Problem, Problems
 
@@ -237,6 +239,31 @@ security: {authority: [{verbs: []}]}
             "security.authority[0].signer", "security.authority[0].verbs", "site", "thraeds",
         ]
     )  # fmt: skip
+
+
+KERNEL = "{file: vmlinuz-6.1, sha512: '" + "0" * 128 + "'}"
+BOOTS = [
+    (f"{{kernel: {KERNEL}, initrd: {KERNEL}, cmdline: quiet}}", "forbid", []),
+    ("{guest: pv}", "allow", []),
+    ("{guest: pv}", "forbid", ["boot"]),
+    ("{guest: hvm, cmdline: 'a\u00e9'}", "allow", ["boot.cmdline", "boot.guest"]),
+    (f"{{initrd: {KERNEL}, cmdline: quiet}}", "allow", ["boot.cmdline", "boot.initrd"]),
+    ("{kernel: {file: ../vmlinuz}}", "allow", ["boot.kernel.file", "boot.kernel.sha512"]),
+    ("{}", "allow", []),
+]
+
+
+@pytest.mark.parametrize(("boot", "pygrub", "wrong"), BOOTS)
+def test_what_a_guest_boots_from_without_firmware(tmp_path: Path, boot: str, pygrub: str, wrong: List[str]) -> None:
+    image = f"{{file: a.raw, format: raw, sha512: '{'0' * 128}', boot: {boot}}}"
+    path = main_file(tmp_path, f"hypervisor: {{pygrub: {pygrub}}}\nimages: {{catalogue: {{a: {image}}}}}\n")
+    if wrong:
+        assert places(path) == [f"images.catalogue.a.{place}" for place in wrong]
+        return
+    found = configfile.read(path, HOST).policy.images["a"].boot
+    assert isinstance(found, Boot)
+    assert codec.boot_from_json(codec.plain(found)) == found
+    assert (found.kernel is None) is (KERNEL not in boot)
 
 
 @pytest.mark.parametrize(

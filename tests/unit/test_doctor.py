@@ -97,7 +97,9 @@ def crl(days: float, issuer: str = "CA") -> bytes:
     return builder.sign(KEY, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-CAPABILITIES = {"bandwidth": {"qdisc": "tbf+fq_codel", "why": ""}, "firewall": {"tracking": "conntrack", "why": ""}}
+CAPABILITIES = {"driver": "built", "guests": [{"name": "kvm", "kind": "hvm", "boots": ["firmware"]}],
+                "cpu_cap": "quota", "disk_io": True, "live_disks": True, "snapshots": {"kinds": ["disk"]},
+                "bandwidth": {"qdisc": "tbf+fq_codel", "why": ""}, "firewall": {"tracking": "conntrack", "why": ""}}
 LIVE: Mapping[str, Any] = {"epoch": {"id": "e", "number": 7}, "degraded": {}, "drained": False,
                            "capabilities": CAPABILITIES}
 TABLES = '{"nftables": [{"metainfo": {}}, {"table": {"family": "bridge", "name": "vmagent_vma", "handle": 1}}]}'
@@ -167,7 +169,8 @@ def test_a_healthy_host_is_ok_throughout(config: Config, host: FakeHost) -> None
 def test_identifiers_are_unique_and_stable() -> None:
     assert [check.id for check in doctor.CHECKS] == [
         "agent", "socket", "store", "disk", "images", "rights", "directories", "volumes", "libvirt", "kvm",
-        "virtualisation", "cgroups", "scopes", "bridges", "broker", "nft", "guard", "bridge-netfilter", "tc",
+        "virtualisation", "cgroups", "scopes", "libvirt-driver", "guests", "bridges", "broker", "nft", "guard",
+        "bridge-netfilter", "tc",
         "certificate", "passcode", "ca", "crl", "clock", "accounting", "accounting-certificate",
     ]  # fmt: skip
 
@@ -526,3 +529,49 @@ def test_a_socket_is_given_to_a_group_by_its_members_alone(
     host.says["id"] = said
     result = examined(with_(config, "socket", admin_group="vmagent-admin"), host)["rights"]
     assert result.level is level and word in f"{result.text} {result.mend}"
+
+
+# ---- what can be started here
+
+
+NOT_BUILT = {"capabilities": {**CAPABILITIES, "driver": "not-built", "guests": []}}
+DRIVERS = "/usr/lib/x86_64-linux-gnu/libvirt/connection-driver"
+XEN = {"capabilities": {
+    "driver": "built", "emulated": False, "cpu_cap": "credit", "disk_io": False, "live_disks": False,
+    "snapshots": {"kinds": []},
+    "guests": [{"name": "xen-hvm", "boots": ["firmware"]}, {"name": "xen-pv", "boots": ["kernel", "bootloader"]}],
+}}  # fmt: skip
+
+
+def test_a_libvirt_without_the_driver_is_told_as_not_built(config: Config, host: FakeHost) -> None:
+    found = examined(config, host, NOT_BUILT)["libvirt-driver"]
+    assert (found.level, found.text[:9]) == (Level.FAIL, "not-built")
+    assert "Debian" in found.mend
+
+
+@pytest.mark.parametrize(("uri", "files", "level"), [
+    ("xen:///system", ["libvirt_driver_qemu.so"], Level.FAIL),
+    ("xen:///system", ["libvirt_driver_libxl.so"], Level.OK),
+    ("qemu+unix:///system?socket=/x", ["libvirt_driver_qemu.so"], Level.OK),
+    ("xen:///system", [], Level.UNKNOWN),
+    ("test:///default", [], Level.OK),
+])
+def test_without_the_agent_the_driver_s_file_is_looked_for(
+    config: Config, host: FakeHost, uri: str, files: List[str], level: Level
+) -> None:
+    host.files.update({f"{DRIVERS}/{name}": b"" for name in files})
+    host.files["/usr/lib/x86_64-linux-gnu"] = b""  # the fake lists what it has by name
+    config = dataclasses.replace(config, hypervisor=dataclasses.replace(config.hypervisor, uri=uri))
+    assert examined(config, host, None)["libvirt-driver"].level is level
+
+
+def test_what_this_hypervisor_lacks_is_told(config: Config, host: FakeHost) -> None:
+    found = examined(config, host, XEN)["guests"]
+    assert found.level is Level.OK
+    assert "xen-pv (kernel or bootloader)" in found.text
+    assert found.text.endswith("not here: limits of disks, disks attached while a guest runs, snapshots")
+    assert "not here" not in examined(config, host)["guests"].text
+    emulated = {"capabilities": {**CAPABILITIES, "emulated": True}}
+    assert examined(config, host, emulated)["guests"].level is Level.WARN
+    assert examined(config, host, NOT_BUILT)["guests"].level is Level.FAIL
+    assert examined(config, host, None)["guests"].level is Level.UNKNOWN

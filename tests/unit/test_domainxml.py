@@ -18,7 +18,8 @@ from vmagent.core import quota
 from vmagent.core.diskxml import DiskSource
 from vmagent.core.domainxml import LONGEST_TAG, NAMESPACE, domain_xml, parts_of, read_tag, tag_xml
 from vmagent.core.drivers import PROFILES
-from vmagent.core.model import CpuLimit, Disk, DiskIo, DiskSeen
+from vmagent.core.imagemodel import Boot, BootFile
+from vmagent.core.model import CpuLimit, Disk, DiskIo, DiskSeen, ImageRef
 
 DATA = Path(__file__).parent.parent / "data" / "domains"
 OVERLAY, SEED, GOLDEN = "/var/lib/vmagent/overlays/a.qcow2", "/var/lib/vmagent/seeds/a.iso", "/srv/images/tiny.qcow2"
@@ -36,7 +37,15 @@ def xml_of(profile="kvm", spec=None, cpu=None, tag=None, overlay=OVERLAY, seed=S
     spec = spec or building.spec()
     tag = tag or building.tag(building.record(spec=spec))
     cpu = quota.cpu_limit(spec) if cpu is None else cpu
-    return domain_xml(spec, tag, PROFILES[profile], overlay, seed, golden, cpu, cgroup, SOURCES[: len(spec.disks)])
+    return domain_xml(spec, tag, PROFILES[profile], overlay, seed, golden, cpu, cgroup, SOURCES[: len(spec.disks)],
+                      *(("/srv/images/vmlinuz-6.1", "/srv/images/initrd-6.1") if spec.image.boot else ("", "")))
+
+
+def booted(guest, **kw):
+    """A spec of an image that names a kernel, unless told otherwise."""
+    files = {"kernel": BootFile("vmlinuz-6.1", "cd" * 64), "initrd": BootFile("initrd-6.1", "ef" * 64)}
+    boot = Boot(**{"guest": guest, **files, "cmdline": "root=/dev/xvda1 ro <quiet>", **kw})
+    return building.spec(image=ImageRef("tiny", building.SHA512, "qcow2", boot=boot))
 
 
 DISKS = (Disk("scratch", 2, 10), Disk("volume", 3, volume="data"), Disk("volume", 4, volume="ref", read_only=True),
@@ -46,7 +55,9 @@ SOURCES = (DiskSource("/o/scratch.raw", "raw"), DiskSource("/dev/vg/data", "raw"
 
 
 CASES = {
-    **{name: (name, building.spec(), None) for name in PROFILES},
+    **{name: (name, building.spec() if row.firmware else booted(row.guest), None) for name, row in PROFILES.items()},
+    "xen-pv-bootloader": ("xen-pv", booted("pv", kernel=None, initrd=None, cmdline=""), None),
+    "xen-pvh-kernel-only": ("xen-pvh", booted("pvh", initrd=None, cmdline=""), None),
     "kvm-two-nics-no-cap": ("kvm", two_nics(cpu_cap_core_percent=None), None),
     "kvm-no-network": ("kvm", building.spec(interfaces=(), tags=()), None),
     "kvm-all-limits": ("kvm", building.spec(cpu_cap_core_percent=250, cpu_weight=300, disk_io=SLOW), None),
@@ -89,7 +100,7 @@ def test_the_golden_image_is_named_in_the_chain_and_never_handed_over():
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_nothing_but_the_overlay_is_writable(profile):
-    disks = ElementTree.fromstring(xml_of(profile)).findall("devices/disk")
+    disks = ElementTree.fromstring(xml_of(profile, booted("pvh"))).findall("devices/disk")
     writable = [d.find("source").get("file") for d in disks if d.find("readonly") is None]
     assert writable == [OVERLAY]
 
@@ -109,9 +120,25 @@ def test_the_cap_is_in_the_definition_before_anything_runs(profile):
     assert {e.tag: e.text for e in tune} == {"shares": "100", "global_period": "100000", "global_quota": "50000"}
 
 
-@pytest.mark.parametrize("profile", ["test", "xen-pv", "xen-hvm"])
+@pytest.mark.parametrize("profile", ["test", "xen-pv", "xen-pvh", "xen-hvm"])
 def test_no_cputune_where_the_driver_has_no_quota(profile):
-    assert ElementTree.fromstring(xml_of(profile)).find("cputune") is None
+    assert ElementTree.fromstring(xml_of(profile, booted("pv"))).find("cputune") is None
+
+
+def test_a_kernel_from_outside_only_where_no_firmware_boots_the_disk():
+    for name, row in PROFILES.items():
+        root = ElementTree.fromstring(xml_of(name, booted("pvh")))
+        assert (root.findtext("os/kernel") is None) is row.firmware
+        assert (root.find("os/boot") is not None) is row.firmware
+        assert root.find("bootloader") is None, "an image that names its kernel needs nobody to look for one"
+
+
+def test_where_pygrub_is_forbidden_an_image_without_a_kernel_cannot_be_started():
+    forbidden = dataclasses.replace(PROFILES["xen-pv"], bootloader="")
+    spec = booted("pv", kernel=None, initrd=None)
+    tag = building.tag(building.record(spec=spec))
+    with pytest.raises(ValueError, match="tiny names no kernel"):
+        domain_xml(spec, tag, forbidden, OVERLAY, SEED, GOLDEN, UNLIMITED, 2)
 
 
 def test_without_a_cap_there_is_no_quota_but_a_weight():

@@ -8,7 +8,7 @@ from typing import Any, Dict, FrozenSet, Tuple
 import pytest
 
 from tests.support import building as b
-from vmagent.core import limitviews, proof, schemas
+from vmagent.core import drivers, limitviews, proof, schemas
 from vmagent.core.model import (
     CgroupSeen,
     CpuLimit,
@@ -151,13 +151,15 @@ def info(**kw: Any) -> HypervisorInfo:
         (info(driver="Xen", domain_type="xen"), "credit"),
         (info(driver="TEST", domain_type="test", cpu_caps=False), "none"),
         (info(driver="", domain_type="", connected=False), "none"),
+        (info(driver="", domain_type="", connected=False, built="not-built"), "none"),
     ],
 )
 def test_capabilities_say_what_this_host_can_enforce(of: HypervisorInfo, cpu_cap: str) -> None:
     tracking, shaper = FirewallInfo("sets", "no bridge conntrack"), ShaperInfo("", "no tbf")
     told = limitviews.capabilities(of, tracking, shaper, None, SnapshotRules(True))
     assert told == {
-        "start": True, "emulated": False, "cpu_cap": cpu_cap, "cgroup": None, "disk_io": True, "live_disks": True,
+        "start": True, "driver": of.built, "guests": [], "emulated": False, "cpu_cap": cpu_cap,
+        "cgroup": None, "disk_io": True, "live_disks": True,
         "bandwidth": {"qdisc": "", "why": "no tbf"},
         "firewall": {"tracking": "sets", "why": "no bridge conntrack"},
         "snapshots": {"allowed": True, "kinds": [], "quiesce": False, "revert": False},
@@ -171,7 +173,18 @@ def test_guests_are_frozen_for_a_snapshot_where_one_of_a_disk_is_allowed_and_an_
         told = limitviews.capabilities(of, FirewallInfo("sets", ""), ShaperInfo("", ""), 2, SnapshotRules(allowed))
         return bool(told["snapshots"]["quiesce"])
 
-    assert quiesce(info(snapshots=("disk", "full")))
-    assert not quiesce(info(snapshots=("disk",)), allowed=False)
-    assert not quiesce(info(snapshots=("full",)))
-    assert not quiesce(info(driver="Xen", domain_type="xen", snapshots=("disk",)))
+    able = {name: drivers.told(row, (row,)) for name, row in drivers.PROFILES.items()}
+    assert quiesce(info(**able["kvm"]))
+    assert not quiesce(info(**able["kvm"]), allowed=False)
+    assert not quiesce(info(**able["test"]))
+    assert not quiesce(info(**able["xen-hvm"]))
+
+
+def test_kinds_of_guests_and_how_each_begins() -> None:
+    xen = drivers.PROFILES["xen-hvm"], drivers.PROFILES["xen-pvh"]
+    told = [limitviews.capabilities(info(driver="Xen", domain_type="xen", **{**drivers.told(xen[0], xen), **more}),
+                                    FirewallInfo("sets", ""), ShaperInfo("", ""), None, SnapshotRules(True))["guests"]
+            for more in ({}, {"bootloader": False})]
+    assert told[0] == [{"name": "xen-hvm", "kind": "hvm", "boots": ["firmware"]},
+                       {"name": "xen-pvh", "kind": "pvh", "boots": ["kernel", "bootloader"]}]
+    assert told[1][1]["boots"] == ["kernel"]

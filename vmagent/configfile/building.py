@@ -26,6 +26,7 @@ from vmagent.config import (
     Tls,
 )
 from vmagent.core import rules
+from vmagent.core.imagemodel import Boot, BootFile
 from vmagent.core.model import Firewall
 from vmagent.core.policy import (
     Authority,
@@ -195,7 +196,7 @@ def _policy(values: Values) -> Policy:
         maxima=Maxima(**_bounds(limits, "maximum")),
         minima=Minima(**_bounds(limits, "minimum")),
         defaults=Defaults(**_bounds(limits, "default")),
-        images={n: CatalogueImage(id=n, **s) for n, s in values["images"]["catalogue"].items()},
+        images={n: _image(n, s) for n, s in values["images"]["catalogue"].items()},
         volumes={n: Volume(name=n, **_tuples(s)) for n, s in values["volumes"].items()},
         authority=tuple(_authority(row, _bounds(limits, "maximum")) for row in security["authority"]),
         reply_prefixes=tuple(named(prefix, values) for prefix in values["broker"]["reply_prefixes"]),
@@ -211,6 +212,13 @@ def _policy(values: Values) -> Policy:
         accounting=_accounting(values["accounting"]),
         **values["capacity"],
     )
+
+
+def _image(id: str, settings: Values) -> CatalogueImage:
+    boot = settings["boot"]
+    if boot is not None:
+        boot = Boot(**{**boot, **{name: boot[name] and BootFile(**boot[name]) for name in ("kernel", "initrd")}})
+    return CatalogueImage(id=id, **{**settings, "boot": boot})
 
 
 def _accounting(settings: Values) -> AccountingRules:

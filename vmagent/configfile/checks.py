@@ -166,10 +166,23 @@ def images(values: Values) -> Iterator[Complaint]:
         if image["url"].startswith("file:") and not _below(image["url"], directories):
             detail = f"{image['url']} is below no directory of images.fetch.files"
             yield Complaint((*at, "url"), detail, ", ".join(map(str, directories)) or "images.fetch.files, first")
+        yield from _boot_complaints((*at, "boot"), image["boot"], values["hypervisor"]["pygrub"])
     for index, prefix in enumerate(values["images"]["requests"]):
         if prefix.startswith("file:") and not _below(prefix + "x", directories):
             detail = f"{prefix} is below no directory of images.fetch.files"
             yield Complaint(("images", "requests", index), detail, "a directory of images.fetch.files, or https:")
+
+
+def _boot_complaints(at: Parts, boot: Any, pygrub: str) -> Iterator[Complaint]:
+    """What would boot nothing, or say something that nobody reads."""
+    if boot is None or boot["kernel"] is not None:
+        return
+    if pygrub == "forbid":
+        detail = "names no kernel, and dom0 must not look for one on a guest's disk (hypervisor.pygrub)"
+        yield Complaint(at, detail, "a kernel with its file and sha512; or hypervisor.pygrub: allow")
+    for name in ("initrd", "cmdline"):
+        if boot[name]:
+            yield Complaint((*at, name), "is given to a kernel that is named here, and none is", "a kernel, too")
 
 
 def _below(url: str, directories: Tuple[Path, ...]) -> bool:
@@ -269,7 +282,7 @@ CHECKS: Tuple[Tuple[Tuple[Tuple[str, ...], ...], Check], ...] = (
     ((("telemetry",),), telemetry),
     ((("prometheus",),), prometheus),
     ((("images",),), endorsement),
-    ((("images",),), images),
+    ((("images",), ("hypervisor",)), images),
     ((("accounting",),), accounting),
     ((("accounting",),), apel),
 )

@@ -14,10 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from vmagent.core import addresses, codec, context, disks, identity, imagechoice, request
+from vmagent.core import abilities, addresses, codec, context, disks, identity, imagechoice, request
 from vmagent.core.asked import Asked, asked, outside
 from vmagent.core.commands import Command
-from vmagent.core.model import DiskIo, Owner, VmRecord, VmSpec
+from vmagent.core.model import Owner, VmRecord, VmSpec
 from vmagent.core.policy import Policy
 from vmagent.core.room import HostRoom, Left, lacking, left
 from vmagent.core.startimage import NONE, Endorsements, StartImage, chosen
@@ -59,6 +59,7 @@ def admit(
     except Problems as found:
         problems += found.problems
     free = left(policy, records, room)
+    problems += _kind_problems(image, room)
     if what is not None:
         problems += unfit(what, policy, room) + _image_problems(what, image)
         at_once = what.count if command.args.get("atomic") else 1
@@ -91,32 +92,14 @@ def host_problems(args: Mapping[str, Any], policy: Policy, room: HostRoom) -> Li
         problems.append(Problem("no-virtualisation", detail))
     if args.get("networks") and not room.filtering:
         detail = "nft does not work on this host, so no interface can be guarded: ask for none, or for another host"
-        problems.append(Problem("not-supported-here", detail, path="args.networks"))
+        problems.append(Problem("not-supported-here", detail, path="args.networks", capability="firewall"))
     return problems
 
 
 def unfit(what: Asked, policy: Policy, room: HostRoom) -> List[Problem]:
     """Why no VM of this size and with these limits is ever taken here, however much is free."""
-    return [one.problem("on this site") for one in outside(what, policy.maxima, policy.minima)] + _limit_problems(
-        room, what
-    )
-
-
-def _limit_problems(room: HostRoom, what: Asked) -> List[Problem]:
-    """What will be limited (by the site too) and cannot be here: it would never be proven."""
-    shaped = any(nic.bandwidth_in_kbit or nic.bandwidth_out_kbit for nic in what.limits.nics)
-    rows = (
-        (what.limits.cpu_cap_core_percent is not None and not room.cpu_caps, "args.cpu_cap_core_percent",
-         "this host's hypervisor driver cannot limit a guest's CPU"),
-        (what.limits.disk_io != DiskIo() and not room.disk_io, "args.disk_io",
-         "this host's hypervisor driver cannot limit a disk's input and output"),
-        (shaped and not room.shaping, "args.networks", "no queueing discipline works on this host to limit bandwidth"),
-    )  # fmt: skip
-    return [
-        Problem("not-supported-here", f"{detail}: ask for no such limit, or for another host", path=path)
-        for lacks, path, detail in rows
-        if lacks
-    ]
+    beyond = [one.problem("on this site") for one in outside(what, policy.maxima, policy.minima)]
+    return beyond + abilities.of_limits(what.limits, room)
 
 
 def name_problems(args: Mapping[str, Any], policy: Policy) -> List[Problem]:
@@ -156,6 +139,11 @@ def _image(
 def _unknown(kind: str, name: str, known: List[str], path: str) -> Problem:
     detail = f"there is no {kind} {name}; there is {', '.join(known) or 'none'}"
     return Problem(f"unknown-{kind}", detail, path=path, accepted=known)
+
+
+def _kind_problems(image: Optional[StartImage], room: HostRoom) -> List[Problem]:
+    found = None if image is None else abilities.of_image(image.ref, room)
+    return [] if found is None else [found]
 
 
 def _image_problems(what: Asked, image: Optional[StartImage]) -> List[Problem]:

@@ -24,16 +24,8 @@ MOST_USES = 100  # of one VM that are remembered
 # -- commands
 
 
-def admit(
-    command: Command, chosen: Sequence[VmRecord], records: Sequence[VmRecord], policy: Policy, able: bool
-) -> None:
-    """May this vm.attach be taken?  able: whether the driver can attach a disk to a guest that runs.
-
-    Problems: `not-supported-here`, and those of disks.problems.
-    """
-    if not able:
-        detail = "this host's hypervisor driver cannot attach a disk to a running guest: name it in vm.start"
-        raise Problem("not-supported-here", detail, path="args.volume")
+def admit(command: Command, chosen: Sequence[VmRecord], records: Sequence[VmRecord], policy: Policy) -> None:
+    """May this vm.attach be taken?  Problems: those of disks.problems."""
     disk = _wanted(command, disks.FIRST_PLACE)
     ids = {record.vm for record in chosen}
     others = [record for record in records if record.vm not in ids]

@@ -13,6 +13,7 @@ import json
 from enum import Enum
 from typing import Any, Dict, Mapping, Optional
 
+from vmagent.core.imagemodel import Boot, BootFile
 from vmagent.core.model import (
     Desired,
     Disk,
@@ -76,12 +77,19 @@ def _tuples(raw: Mapping[str, Any], *names: str) -> Dict[str, Any]:
 
 def spec_from_json(raw: Mapping[str, Any]) -> VmSpec:
     members = _tuples(raw, "tags")
-    members["image"] = ImageRef(**raw["image"])
+    members["image"] = ImageRef(**{**raw["image"], "boot": boot_from_json(raw["image"].get("boot"))})
     members["owner"] = Owner(**raw["owner"])
     members["interfaces"] = tuple(Interface(**_tuples(i, "addresses", "gateways", "dns")) for i in raw["interfaces"])
     members["limits"] = limits_from_json(raw["limits"])
     members["disks"] = tuple(Disk(**disk) for disk in raw.get("disks", ()))
     return VmSpec(**members)
+
+
+def boot_from_json(raw: Optional[Mapping[str, Any]]) -> Optional[Boot]:
+    if raw is None:
+        return None
+    files = {name: BootFile(**raw[name]) for name in ("kernel", "initrd") if raw.get(name) is not None}
+    return Boot(**{**raw, **files})
 
 
 def limits_from_json(raw: Mapping[str, Any]) -> Limits:

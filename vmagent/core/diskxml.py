@@ -58,7 +58,7 @@ def own_disks(devices: Element, spec: VmSpec, profile: Profile, overlay: str, se
     """Overlay and seed."""
     first, second = profile.disk_names
     disk = add(devices, "disk", type="file", device="disk")
-    add(disk, "driver", name="qemu", type="qcow2", cache="writeback", discard="unmap")
+    add(disk, "driver", name=profile.disk_driver, type="qcow2", cache="writeback", discard="unmap")
     add(disk, "source", file=overlay)
     if profile.backing_chain:
         backing = add(disk, "backingStore", type="file")
@@ -68,7 +68,7 @@ def own_disks(devices: Element, spec: VmSpec, profile: Profile, overlay: str, se
     add(disk, "target", dev=first, bus=profile.disk_bus)
     _iotune(disk, spec.limits.disk_io, profile)
     disk = add(devices, "disk", type="file", device="disk")
-    add(disk, "driver", name="qemu", type="raw")
+    add(disk, "driver", name=profile.disk_driver, type="raw")
     add(disk, "source", file=seed)
     add(disk, "target", dev=second, bus=profile.disk_bus)
     add(disk, "readonly")
@@ -86,7 +86,8 @@ def asked_disk(devices: Element, disk: Disk, source: DiskSource, limits: DiskIo,
     # snapshot="no": libvirt would put a layer beside every disk that a snapshot does not name, a site's volume too.
     found = add(devices, "disk", type="block" if source.block else "file",
                 device="cdrom" if disk.kind == CDROM else "disk", snapshot="no")
-    add(found, "driver", name="qemu", type=source.format, cache="writeback", discard="unmap" if ours else "")
+    add(found, "driver", name=profile.disk_driver, type=source.format, cache="writeback",
+        discard="unmap" if ours else "")
     where = add(found, "source", **{"dev" if source.block else "file": source.path})
     if profile.backing_chain and not ours:
         add(where, "seclabel", model="dac", relabel="no")

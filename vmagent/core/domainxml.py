@@ -39,12 +39,13 @@ ElementTree.register_namespace(PREFIX, NAMESPACE)
 
 def domain_xml(
     spec: VmSpec, tag: Tag, profile: Profile, overlay: str, seed: str, golden: str, cpu: CpuLimit, cgroup: int,
-    sources: Sequence[DiskSource] = (),
+    sources: Sequence[DiskSource] = (), kernel: str = "", initrd: str = "",
 ) -> str:
     """The definition of this VM.  Paths are absolute; `golden` has the image's golden format; cgroup: the version that
-    has this host's cpu controller (quota.cgroup_version); sources: those of `spec.disks`.
+    has this host's cpu controller (quota.cgroup_version); sources: those of `spec.disks`; kernel, initrd: those of the
+    image's `boot`, "" = it has none.
 
-    Errors: ValueError for a value that XML cannot carry.
+    Errors: ValueError for a value that XML cannot carry, and where nothing says from what kernel it begins.
     """
     domain = Element("domain", {"type": profile.domain_type})
     add(domain, "name", domain_name(spec.vm))
@@ -55,6 +56,8 @@ def domain_xml(
     add(domain, "vcpu", spec.cores, placement="static")
     _cputune(domain, profile, cpu, spec.limits.cpu_weight, cgroup)
     _machine(domain, profile)
+    if not profile.firmware:
+        _kernel(domain, spec, profile, kernel, initrd)
     for event, then in (("on_poweroff", "destroy"), ("on_reboot", "restart"), ("on_crash", "destroy")):
         add(domain, event, then)
     devices = add(domain, "devices")
@@ -79,11 +82,9 @@ def _cputune(domain: Element, profile: Profile, cpu: CpuLimit, weight: int, cgro
 
 
 def _machine(domain: Element, profile: Profile) -> None:
-    if profile.bootloader:
-        add(domain, "bootloader", profile.bootloader)
     os = add(domain, "os")
     add(os, "type", profile.os_type, machine=profile.machine)
-    if profile.os_type == "hvm":
+    if profile.firmware:
         add(os, "boot", dev="hd")
         features = add(domain, "features")
         add(features, "acpi")
@@ -91,6 +92,25 @@ def _machine(domain: Element, profile: Profile) -> None:
     if profile.cpu_mode:
         add(domain, "cpu", mode=profile.cpu_mode, check="none")
     add(domain, "clock", offset="utc")
+
+
+def _kernel(domain: Element, spec: VmSpec, profile: Profile, kernel: str, initrd: str) -> None:
+    """What begins it, where no firmware does."""
+    boot, os = spec.image.boot, domain.find("os")
+    if os is None:
+        return
+    if boot is not None and boot.kernel is not None:
+        add(os, "kernel", kernel)
+        if boot.initrd is not None:
+            add(os, "initrd", initrd)
+        if boot.cmdline:
+            add(os, "cmdline", boot.cmdline)
+    elif profile.bootloader:
+        bootloader = Element("bootloader")
+        bootloader.text = text(profile.bootloader)
+        domain.insert(list(domain).index(os), bootloader)  # before <os>, by libvirt's schema
+    else:
+        raise ValueError(f"image {spec.image.id} names no kernel, and none may be looked for on a guest's disk here")
 
 
 def _ports(devices: Element, spec: VmSpec, profile: Profile) -> None:

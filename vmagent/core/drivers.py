@@ -3,6 +3,9 @@
 Observation, actions, limits, the domain XML and the published capabilities read a `Profile`; nobody else asks which
 hypervisor this is.  Sources: FACTS F10 and 5, libvirt's driver support tables.
 
+A host has one driver and may start several kinds of guests: what an image becomes there is said by its `boot` (`kind`).
+Rows of one driver agree in all that is asked of a host as a whole (a test holds that), so any of them speaks for it.
+
 Choosing (`pick`).  libvirt says which domain types it would start, but not whether hardware virtualisation is real:
 a host whose /dev/kvm runs firmware only (software KVM) is offered as `kvm` as well.  On x86 the processor itself must
 show `vmx` or `svm`; elsewhere libvirt's word is taken.  Without it there is emulation, which the site may forbid.
@@ -13,13 +16,15 @@ from __future__ import annotations
 import dataclasses
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
-from typing import FrozenSet, Mapping, Optional, Tuple
+from typing import Any, Dict, FrozenSet, Mapping, Optional, Sequence, Tuple
 
 from vmagent.core.actions import Do
+from vmagent.core.imagemodel import HVM, PV, PVH, Boot
 
 X86 = ("x86_64", "i686")
 LIVE_DISKS = (Do.ATTACH_DISK, Do.DETACH_DISK)
 HARDWARE_FLAGS = frozenset({"vmx", "svm"})
+_OS_TYPES = {"xen": "linux"}  # in capabilities -> in a definition
 _WITH_PORTS = ("pc-q35", "q35", "virt")
 
 
@@ -35,16 +40,21 @@ class Profile:
     name: str
     driver: str  # virConnect.getType()
     domain_type: str
-    os_type: str
+    os_type: str  # in a definition
+    guest: str = HVM  # HVM | PV | PVH
+    firmware: bool = True  # it boots the guest's disk; False = the kernel comes from outside
+    bootloader: str = ""  # of dom0, that looks for a kernel on the guest's disk where the site allows it; "" = none
     machine: str = ""  # "" = libvirt's own choice
     cpu_mode: str = ""  # "" = none written
     cpu_cap: str = "quota"
     starts_paused: bool = True  # False = it is created and suspended at once; only where no guest really runs
     bulk_statistics: bool = True
     measured_by: str = "process"  # a QEMU of its own, in the host's /proc | "calls" to the driver | "none": made up
-    scheduler_flags: bool = True  # False = only flags 0 are taken
     graceful_flags: bool = True  # shutdown and reboot take "by ACPI"
     undefine_flags: Tuple[str, ...] = ()  # of libvirt.VIR_DOMAIN_UNDEFINE_*; () = none may be given
+    emulated: bool = False  # many times slower
+    machines: bool = False  # libvirt tells which machine it would take, and with it whether devices sit in ports
+    disk_driver: str = "qemu"  # what serves an overlay's format
     disk_bus: str = "virtio"
     disk_names: Tuple[str, str] = ("vda", "vdb")  # overlay, seed
     disk_serials: bool = True  # a guest sees a disk's serial
@@ -55,7 +65,6 @@ class Profile:
     nic_model: str = "virtio"
     nic_mtu: bool = True
     console: str = "serial"
-    bootloader: str = ""
     paravirtual_devices: bool = True  # virtio random numbers, guest agent channel; no balloon, no USB
     ports: bool = False  # each device sits in a port of its own, and no port can be added to a guest that runs
     off_settles_s: float = 0.0
@@ -70,63 +79,47 @@ class Profile:
     def cpu_caps(self) -> bool:
         return self.cpu_cap != "none"
 
+    @property
+    def quiesce(self) -> bool:
+        """A guest's file systems can be frozen for a snapshot: its agent's channel is a paravirtual device."""
+        return self.paravirtual_devices and "disk" in self.snapshots
 
+
+_XEN = Profile(
+    "xen-hvm",
+    "Xen",
+    "xen",
+    "hvm",
+    cpu_cap="credit",
+    bulk_statistics=False,
+    measured_by="calls",
+    graceful_flags=False,
+    disk_bus="xen",
+    disk_names=("xvda", "xvdb"),
+    disk_serials=False,
+    cdrom_bus="xen",
+    cdrom_prefix="xvd",
+    disk_io=False,
+    backing_chain=False,
+    nic_model="",
+    nic_mtu=False,
+    paravirtual_devices=False,
+    off_settles_s=20.0,
+    unsupported=frozenset({Do.APPLY_DISK_IO, Do.TAKE_SNAPSHOT, Do.DELETE_SNAPSHOT, *LIVE_DISKS}),
+)
+_XEN_PV = dataclasses.replace(_XEN, name="xen-pv", os_type="linux", guest=PV, firmware=False, bootloader="pygrub",
+                              console="xen")
 _QEMU_UNDEFINE = ("MANAGED_SAVE", "SNAPSHOTS_METADATA", "NVRAM", "CHECKPOINTS_METADATA")
 PROFILES: Mapping[str, Profile] = {
     row.name: row
     for row in (
-        Profile("kvm", "QEMU", "kvm", "hvm", cpu_mode="host-passthrough", undefine_flags=_QEMU_UNDEFINE,
+        Profile("kvm", "QEMU", "kvm", "hvm", cpu_mode="host-passthrough", machines=True, undefine_flags=_QEMU_UNDEFINE,
                 snapshots=("disk", "full")),
-        Profile("qemu", "QEMU", "qemu", "hvm", cpu_mode="maximum", undefine_flags=_QEMU_UNDEFINE,
-                snapshots=("disk", "full")),
-        Profile(
-            "xen-hvm",
-            "Xen",
-            "xen",
-            "hvm",
-            cpu_cap="credit",
-            bulk_statistics=False,
-            measured_by="calls",
-            scheduler_flags=False,
-            graceful_flags=False,
-            disk_bus="xen",
-            disk_names=("xvda", "xvdb"),
-            disk_serials=False,
-            cdrom_bus="xen",
-            cdrom_prefix="xvd",
-            disk_io=False,
-            backing_chain=False,
-            nic_model="",
-            nic_mtu=False,
-            paravirtual_devices=False,
-            off_settles_s=20.0,
-            unsupported=frozenset({Do.APPLY_DISK_IO, Do.TAKE_SNAPSHOT, Do.DELETE_SNAPSHOT, *LIVE_DISKS}),
-        ),
-        Profile(
-            "xen-pv",
-            "Xen",
-            "xen",
-            "linux",
-            cpu_cap="credit",
-            bulk_statistics=False,
-            measured_by="calls",
-            scheduler_flags=False,
-            graceful_flags=False,
-            disk_bus="xen",
-            disk_names=("xvda", "xvdb"),
-            disk_serials=False,
-            cdrom_bus="xen",
-            cdrom_prefix="xvd",
-            disk_io=False,
-            backing_chain=False,
-            nic_model="",
-            nic_mtu=False,
-            console="xen",
-            bootloader="pygrub",
-            paravirtual_devices=False,
-            off_settles_s=20.0,
-            unsupported=frozenset({Do.APPLY_DISK_IO, Do.TAKE_SNAPSHOT, Do.DELETE_SNAPSHOT, *LIVE_DISKS}),
-        ),
+        Profile("qemu", "QEMU", "qemu", "hvm", cpu_mode="maximum", machines=True, emulated=True,
+                undefine_flags=_QEMU_UNDEFINE, snapshots=("disk", "full")),
+        _XEN,
+        dataclasses.replace(_XEN_PV, name="xen-pvh", os_type="xenpvh", guest=PVH),
+        _XEN_PV,
         Profile(
             "test",
             "TEST",
@@ -158,11 +151,18 @@ class Offer:
 
 @dataclass(frozen=True)
 class Choice:
-    """profile None = no guest can be started here; `why` says why this one, or what would be needed."""
+    """What new guests can be here, the first unless their image says otherwise; none = no guest can be started.
 
-    profile: Optional[Profile]
+    `why` says why these, or what would be needed.
+    """
+
+    kinds: Tuple[Profile, ...]
     why: str
     emulated: bool = False
+
+    @property
+    def profile(self) -> Optional[Profile]:
+        return self.kinds[0] if self.kinds else None
 
 
 def offer(capabilities: str) -> Offer:
@@ -173,8 +173,9 @@ def offer(capabilities: str) -> Offer:
         raise ValueError(f"capabilities are no XML: {error}") from None
     arch = root.findtext("host/cpu/arch", "")
     guests = {
-        (domain.get("type", ""), guest.findtext("os_type", "").replace("xen", "linux"))
+        (domain.get("type", ""), _OS_TYPES.get(said, said))
         for guest in root.iterfind("guest")
+        for said in (guest.findtext("os_type", ""),)
         for domain in guest.iterfind("arch/domain")
         if guest.find(f"arch[@name='{arch}']") is not None
     }
@@ -194,36 +195,62 @@ def in_ports(choice: Choice, domain_capabilities: str) -> Choice:
     except ElementTree.ParseError as error:
         raise ValueError(f"domain capabilities are no XML: {error}") from None
     ports = machine.startswith(_WITH_PORTS)
-    return dataclasses.replace(choice, profile=dataclasses.replace(choice.profile, ports=ports))
+    return dataclasses.replace(choice, kinds=tuple(dataclasses.replace(row, ports=ports) for row in choice.kinds))
 
 
-def pick(driver: str, offered: Offer, cpu_flags: FrozenSet[str], emulation: str) -> Choice:
-    """Which profile new guests get.  driver: virConnect.getType(); cpu_flags: the processor's own (/proc/cpuinfo);
-    emulation: "forbid" | "allow".
+def pick(driver: str, offered: Offer, cpu_flags: FrozenSet[str], emulation: str, pygrub: str = "forbid") -> Choice:
+    """What new guests can be.  driver: virConnect.getType(); cpu_flags: the processor's own (/proc/cpuinfo);
+    emulation, pygrub: "forbid" | "allow".
     """
     if driver == "QEMU":
         return _pick_qemu(offered, cpu_flags, emulation)
-    for row in PROFILES.values():
-        if row.driver == driver and (row.domain_type, row.os_type) in offered.guests:
-            return Choice(row, f"{row.name} is what this host's {driver} driver offers")
-    return Choice(None, f"driver {driver} offers no guest type that vmagent knows; known: {', '.join(PROFILES)}")
+    kinds = [row for row in PROFILES.values()
+             if row.driver == driver and (row.domain_type, row.os_type) in offered.guests]
+    if not kinds:
+        return Choice((), f"driver {driver} offers no guest type that vmagent knows; known: {', '.join(PROFILES)}")
+    if pygrub != "allow":
+        kinds = [dataclasses.replace(row, bootloader="") for row in kinds]
+    return Choice(tuple(kinds), f"this host's {driver} driver offers {', '.join(row.name for row in kinds)}")
+
+
+def kind(kinds: Sequence[Profile], boot: Optional[Boot]) -> Optional[Profile]:
+    """Which of a host's kinds a guest of an image with this `boot` becomes; None = it is not among them.
+
+    Where the driver knows no such kind at all, firmware boots the disk whatever the image says.
+    """
+    known = {row.guest for row in PROFILES.values() if kinds and row.driver == kinds[0].driver}
+    wanted = boot.guest if boot is not None and boot.guest in known else HVM
+    return next((row for row in kinds if row.guest == wanted), None)
+
+
+def told(profile: Profile, kinds: Sequence[Profile]) -> Dict[str, Any]:
+    """Members of HypervisorInfo: what this driver can do, and what can be started here."""
+    return {
+        **{name: getattr(profile, name) for name in ("cpu_caps", "disk_io", "live_disks", "snapshots", "quiesce")},
+        "guests": tuple(row.name for row in kinds),
+        "bootloader": any(row.bootloader for row in kinds),
+    }
+
+
+def rows(names: Sequence[str]) -> Tuple[Profile, ...]:
+    """Of these names; those that nobody knows are left out."""
+    return tuple(PROFILES[name] for name in names if name in PROFILES)
 
 
 def of_driver(driver: str) -> Optional[Profile]:
     """How domains of this driver are seen and handled when no new guest may be started; None = unknown driver."""
-    rows = [row for row in PROFILES.values() if row.driver == driver]
-    return rows[-1] if rows else None
+    return next((row for row in PROFILES.values() if row.driver == driver), None)
 
 
 def _pick_qemu(offered: Offer, cpu_flags: FrozenSet[str], emulation: str) -> Choice:
     missing = _no_hardware(offered, cpu_flags)
     if not missing:
-        return Choice(PROFILES["kvm"], "hardware virtualisation works")
+        return Choice((PROFILES["kvm"],), "hardware virtualisation works")
     if ("qemu", "hvm") not in offered.guests:
-        return Choice(None, f"{missing}, and libvirt offers no emulation")
+        return Choice((), f"{missing}, and libvirt offers no emulation")
     if emulation != "allow":
-        return Choice(None, f"{missing}; emulation is forbidden here (hypervisor.emulation)", emulated=True)
-    return Choice(PROFILES["qemu"], f"emulation: {missing}", emulated=True)
+        return Choice((), f"{missing}; emulation is forbidden here (hypervisor.emulation)", emulated=True)
+    return Choice((PROFILES["qemu"],), f"emulation: {missing}", emulated=True)
 
 
 def _no_hardware(offered: Offer, cpu_flags: FrozenSet[str]) -> str:

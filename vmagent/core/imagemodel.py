@@ -20,6 +20,32 @@ FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx")
 
 
 @dataclass(frozen=True)
+class BootFile:
+    """A kernel or an initial RAM disk: a file of the site's, as vouched for as a golden image."""
+
+    file: str  # below the image directory
+    sha512: str  # hex
+
+
+@dataclass(frozen=True)
+class Boot:
+    """How a guest begins where there is no firmware that could boot its disk: Xen's PV and PVH."""
+
+    guest: str  # PV | PVH
+    kernel: Optional[BootFile] = None  # None = the bootloader of dom0 finds it on the guest's own disk
+    initrd: Optional[BootFile] = None
+    cmdline: str = ""
+
+    @property
+    def files(self) -> Tuple[BootFile, ...]:
+        return tuple(one for one in (self.kernel, self.initrd) if one is not None)
+
+
+HVM, PV, PVH = "hvm", "pv", "pvh"
+"""Kinds of guests: with firmware; Xen's paravirtual; Xen's paravirtual with the processor's help."""
+
+
+@dataclass(frozen=True)
 class ImageRecord:
     """What was told of one image, by one source."""
 

@@ -138,16 +138,24 @@ def seen_at(name: str, observed: Observed) -> float:
     return 0.0 if observed.network is None else observed.network.at
 
 
+def _boots(kind: drivers.Profile, bootloader: bool) -> List[str]:
+    """Ways in which a guest of this kind begins."""
+    if kind.firmware:
+        return ["firmware"]
+    return ["kernel", *(["bootloader"] if bootloader and kind.bootloader else [])]
+
+
 def capabilities(
     info: HypervisorInfo, firewall: FirewallInfo, shaper: ShaperInfo, cgroup: Optional[int],
     snapshots: SnapshotRules,
 ) -> Json:
     """`capabilities` of host.state: what this host can enforce.  cgroup: 1 | 2 | None = not known."""
-    profile = drivers.of_driver(info.driver)
-    quiet = profile is not None and profile.paravirtual_devices  # the guest agent's channel is one
+    profile, kinds = drivers.of_driver(info.driver), drivers.rows(info.guests)
     return {
         "start": info.startable,
-        "emulated": info.domain_type == "qemu",
+        "driver": info.built,
+        "emulated": any(row.emulated for row in kinds),
+        "guests": [{"name": row.name, "kind": row.guest, "boots": _boots(row, info.bootloader)} for row in kinds],
         "cpu_cap": profile.cpu_cap if profile is not None and info.cpu_caps else "none",
         "cgroup": cgroup,
         "disk_io": info.disk_io,
@@ -157,7 +165,7 @@ def capabilities(
         "snapshots": {
             "allowed": snapshots.allowed,
             "kinds": list(info.snapshots),
-            "quiesce": quiet and snapshots.allowed and "disk" in info.snapshots,
+            "quiesce": info.quiesce and snapshots.allowed,
             "revert": snapshots.allowed and snapshots.revert == "allow" and "disk" in info.snapshots,
         },
     }

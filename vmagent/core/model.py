@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import FrozenSet, Mapping, Optional, Tuple
 
-from vmagent.core.imagemodel import Fetching
+from vmagent.core.hypervisormodel import (
+    HypervisorInfo as HypervisorInfo,
+)
+from vmagent.core.imagemodel import Boot, Fetching
 from vmagent.core.limitmodel import (
     CgroupSeen as CgroupSeen,
 )
@@ -129,6 +132,7 @@ class ImageRef:
     list: str = ""  # identifier of that list
     list_version: str = ""
     source: str = "site"  # who told us of it: "site" (its catalogue) | "list" | "request"
+    boot: Optional[Boot] = None  # where a guest needs a kernel from outside its disk; None = firmware boots its disk
 
 
 @dataclass(frozen=True)
@@ -370,25 +374,3 @@ class Now:
     at: float  # CLOCK_BOOTTIME seconds
     wall: str  # RFC 3339
     boot_id: str
-
-
-@dataclass(frozen=True)
-class HypervisorInfo:
-    """What this host's driver is, published with host.state."""
-
-    uri: str
-    driver: str  # "QEMU" | "Xen" | "TEST"
-    domain_type: str  # "kvm" | "qemu" | "xen" | "test"
-    arch: str
-    libvirt_version: str
-    hypervisor_version: str
-    cores: int
-    memory_mib: int
-    connected: bool
-    since: float  # boot time of the last change of `connected`
-    why: str = ""  # why this domain type was chosen, or why the connection is away
-    cpu_caps: bool = True  # False = this driver cannot limit a guest's CPU: a wish with a cap is refused
-    disk_io: bool = True  # False = it cannot limit a disk's input and output
-    startable: bool = True  # False = no guest may be started here; `why` tells
-    snapshots: Tuple[str, ...] = ()  # kinds that this driver can take
-    live_disks: bool = True  # False = it cannot attach a disk to a guest that runs

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Mapping, Optional, Tuple
 
+from vmagent.core.imagemodel import Boot
 from vmagent.core.model import Firewall
 from vmagent.core.snapshotmodel import SnapshotRules
 from vmagent.core.usagemodel import AccountingRules
@@ -148,6 +149,7 @@ class CatalogueImage:
     minimum_disk_gib: int = 1
     url: str = ""  # where it is fetched from; "" = it is a file of the site's
     size: int = 0  # bytes of what is fetched; 0 = not told
+    boot: Optional[Boot] = None  # for guests without firmware
 
 
 @dataclass(frozen=True)

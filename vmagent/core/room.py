@@ -17,11 +17,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from vmagent.core import disks, snapshots
 from vmagent.core.asked import Asked
-from vmagent.core.model import VmRecord
+from vmagent.core.model import HypervisorInfo, VmRecord
 from vmagent.core.policy import Policy
 from vmagent.errors import Problem
 
@@ -51,9 +51,19 @@ class HostRoom:
     shaping: bool = True  # False = no qdisc works here: bandwidth cannot be limited
     filtering: bool = True  # False = nft does not work here: no interface can be guarded
     snapshots: Tuple[str, ...] = ()  # kinds that the driver can take
+    quiesce: bool = True  # False = no guest's file systems can be frozen for one
+    guests: Tuple[str, ...] = ()  # names of drivers.PROFILES that can be started; () = not told
+    bootloader: bool = False  # True = a kernel is looked for on a guest's own disk
+    known: bool = True  # False = nobody has talked to the driver yet: what stands above is not known
     descriptors_free: Optional[int] = None  # open files that the kernel still allows, less a reserve; None = not known
     tasks_free: Optional[int] = None  # the same of processes and threads
     ports_free: Mapping[str, int] = field(default_factory=dict)  # the same of ports, by bridge; absent = not known
+
+
+def of_driver(info: HypervisorInfo) -> Dict[str, Any]:
+    """Members of HostRoom: what the driver can do."""
+    names = ("cpu_caps", "disk_io", "live_disks", "snapshots", "quiesce", "guests", "bootloader")
+    return {**{name: getattr(info, name) for name in names}, "known": info.driver != ""}
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,8 @@ def _of_request(args: Any, rules: SnapshotRules, kind: str, kinds: Tuple[str, ..
     problems: List[Problem] = []
     if kind not in kinds:
         detail = f"this host's driver takes no {kind} snapshots; it takes {', '.join(kinds) or 'none'}"
-        problems.append(Problem("not-supported-here", detail, path="args.kind", accepted=list(kinds)))
+        problems.append(Problem("not-supported-here", detail, path="args.kind", accepted=list(kinds),
+                                capability="snapshots.kinds"))
     keep_s = args.get("keep_s", rules.default_keep_s)
     if keep_s > rules.longest_keep_s:
         detail = f"keep_s {keep_s}; at most {rules.longest_keep_s} on this site"
@@ -166,7 +167,8 @@ def revert(command: Command, record: VmRecord, policy: Policy, now: Now) -> VmRe
     if one.kind != "disk":
         detail = (f"VM {record.vm}: snapshot {one.name} is of kind {one.kind}; no guest's memory is put back, because "
                   "it would remember disks that have changed since: only kind disk can be gone back to")
-        raise Problem("not-supported-here", detail, path="args.snapshot", vm=record.vm, accepted=["disk"])
+        raise Problem("not-supported-here", detail, path="args.snapshot", vm=record.vm, accepted=["disk"],
+                      capability="snapshots.revert")
     if one.state is not _S.THERE:
         detail = f"VM {record.vm}: snapshot {one.name} is {one.state.value}; only one that is there can be gone back to"
         raise Problem("snapshot-state", detail, path="args.snapshot", vm=record.vm, state=one.state.value)

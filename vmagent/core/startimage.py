@@ -81,7 +81,7 @@ def _start_image(record: ImageRecord, policy: Policy, known: Endorsements) -> St
     by = endorsed_by(record, policy, known, None) or record
     site = policy.images[record.id]
     ref = ImageRef(record.id, record.sha512, record.format, site.url, site.size, by.endorser, by.list,
-                   by.list_version)  # fmt: skip
+                   by.list_version, boot=site.boot)  # fmt: skip
     return StartImage(ref, site.minimum_disk_gib)
 
 

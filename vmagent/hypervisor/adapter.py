@@ -21,6 +21,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
 from vmagent.config import HypervisorSettings
+from vmagent.core import drivers
 from vmagent.core.actions import Action, Do
 from vmagent.core.adopting import Candidate
 from vmagent.core.domainxml import parts_of
@@ -75,7 +76,7 @@ class Libvirt:
             settings.threads,
             reactor,
             Retry(settings.reconnect_max_s, jitter),
-            lambda conn: gather(conn, settings.emulation),
+            lambda conn: gather(conn, settings.emulation, settings.pygrub),
             self._up,
             self._down,
             self._event,
@@ -239,11 +240,9 @@ class Libvirt:
             connected=True,
             since=self._reactor.seconds(),
             why=facts.choice.why,
-            cpu_caps=facts.profile.cpu_caps,
-            disk_io=facts.profile.disk_io,
-            live_disks=facts.profile.live_disks,
             startable=facts.choice.profile is not None,
-            snapshots=facts.profile.snapshots,
+            built="built",
+            **drivers.told(facts.profile, facts.choice.kinds),
         )
         log.info("libvirt %s at %s: %s", facts.libvirt_version, facts.uri, facts.choice.why)
         self._on_connection(True)
@@ -252,7 +251,8 @@ class Libvirt:
     def _down(self, why: str) -> None:
         was = self._info.connected
         since = self._reactor.seconds() if was else self._info.since
-        self._info = dataclasses.replace(self._info, connected=False, since=since, why=why)
+        built = "not-built" if self._session.observe.not_built else self._info.built
+        self._info = dataclasses.replace(self._info, connected=False, since=since, why=why, built=built)
         if was:
             self._on_connection(False)
 

@@ -49,6 +49,8 @@ BY_CODE: Mapping[int, FaultKind] = {
 }
 _CLOSED = (libvirt.VIR_ERR_AUTH_FAILED, libvirt.VIR_ERR_AUTH_CANCELLED, libvirt.VIR_ERR_AUTH_UNAVAILABLE)
 _DENIED = (errno.EACCES, errno.EPERM)
+NOT_BUILT = (libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_CONFIG_UNSUPPORTED)
+"""What opening a URI says where its driver was left out: by the daemon, or by the library itself."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 
 

@@ -30,12 +30,12 @@ class HostFacts:
     cgroup: int  # the version that has the cpu controller
 
 
-def gather(conn: libvirt.virConnect, emulation: str) -> HostFacts:
-    """emulation: "forbid" | "allow".  Errors: libvirtError; ValueError for a driver that vmagent does not know."""
+def gather(conn: libvirt.virConnect, emulation: str, pygrub: str) -> HostFacts:
+    """emulation, pygrub: "forbid" | "allow".  Errors: libvirtError; ValueError for a driver that nobody here knows."""
     driver = conn.getType()
     offered = drivers.offer(conn.getCapabilities())
-    choice = drivers.pick(driver, offered, drivers.cpu_flags(CPUINFO.read_text(errors="replace")), emulation)
-    if choice.profile is not None and driver == "QEMU":
+    choice = drivers.pick(driver, offered, drivers.cpu_flags(CPUINFO.read_text(errors="replace")), emulation, pygrub)
+    if choice.profile is not None and choice.profile.machines:
         wanted = conn.getDomainCapabilities(None, offered.arch, None, choice.profile.domain_type)
         choice = drivers.in_ports(choice, wanted)
     profile = choice.profile or drivers.of_driver(driver)

@@ -27,7 +27,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
 from vmagent.errors import Fault, FaultKind
-from vmagent.hypervisor.faults import closed, fault
+from vmagent.hypervisor.faults import NOT_BUILT, closed, fault
 from vmagent.lanes import Lanes, Reactor
 
 log = logging.getLogger("vmagent.hypervisor")
@@ -108,6 +108,7 @@ class Link(Generic[F]):
         self._replacing = False
         self._timer: Any = None
         self._stopped = False
+        self.not_built = False  # by the last attempt to open: this libvirt has no driver for the URI
 
     @property
     def connected(self) -> bool:
@@ -218,7 +219,9 @@ class Link(Generic[F]):
         try:
             opened: Opened[F] = Opened(libvirt.open(self._uri))
         except libvirt.libvirtError as error:
+            self.not_built = error.get_error_code() in NOT_BUILT
             return _Failed(FaultKind.AWAY, closed(error) or fault(error).detail)
+        self.not_built = False
         try:
             _keep_alive(opened.conn)
             opened.conn.registerCloseCallback(self._closed_on_thread, opened)

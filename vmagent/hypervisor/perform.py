@@ -12,7 +12,7 @@ from typing import Callable, Dict, Mapping, Optional, Tuple
 
 import libvirt
 
-from vmagent.core import quota
+from vmagent.core import drivers, quota
 from vmagent.core.actions import Action, Do
 from vmagent.core.diskxml import IOTUNE, Source
 from vmagent.core.domainxml import NAMESPACE, PREFIX, domain_xml, parts_of, tag_xml
@@ -37,6 +37,8 @@ class Paths:
     seed: str
     golden: str
     disks: Tuple[Source, ...] = ()  # of spec.disks, in order
+    kernel: str = ""  # of the image's `boot`
+    initrd: str = ""
 
 
 class Hands:
@@ -117,16 +119,17 @@ class Hands:
         files = (paths.overlay, paths.seed, paths.golden)
         sources = [located(conn, source) for source in paths.disks]
         try:
-            xml = domain_xml(action.spec, _tag(action), profile, *files, _cap(action), self._cgroup, sources)
+            xml = domain_xml(action.spec, _tag(action), profile, *files, _cap(action), self._cgroup, sources,
+                             paths.kernel, paths.initrd)
         except ValueError as error:
             raise Fault(FaultKind.REFUSED, f"no domain can be made of this: {error}") from None
         standing = [layer_file(paths.overlay, name) for name in action.layers]
         conn.defineXML(over_layers(xml, paths.overlay, standing))
 
     def _startable(self, action: Action) -> Profile:
-        profile = self._choice.profile
+        profile = drivers.kind(self._choice.kinds, action.spec.image.boot)
         if profile is None:
-            raise Fault(FaultKind.REFUSED, f"no guest may be started here: {self._choice.why}")
+            raise Fault(FaultKind.REFUSED, f"no such guest may be started here: {self._choice.why}")
         wanted, cannot = action.spec.limits, f"not-supported-here: the {profile.name} driver cannot limit a guest's"
         if not profile.cpu_caps and (_cap(action).quota_us >= 0 or wanted.cpu_weight != NORMAL_WEIGHT):
             raise Fault(FaultKind.REFUSED, f"{cannot} CPU")

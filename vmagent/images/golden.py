@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Dict, Mapping, Optional, Tuple
 
-from vmagent.core.imagemodel import ImageFile
+from vmagent.core.imagemodel import Boot, BootFile, ImageFile
 from vmagent.core.model import ImageRef
 from vmagent.core.policy import CatalogueImage
 from vmagent.errors import Fault, FaultKind
@@ -26,6 +26,7 @@ from vmagent.images.inspection import NATIVE, inspect
 from vmagent.images.walking import opened
 
 _CHUNK = 1 << 20
+_PLAIN = ""  # the format of what is no disk
 
 Identity = Tuple[int, int, int, int, int]
 
@@ -68,8 +69,25 @@ class GoldenImages:
         return self._place(image).path
 
     def verify(self, image: ImageRef) -> Golden:
-        """The file behind `image`, proven.  Faults: REFUSED, saying what is wrong; BUSY when it cannot be read now."""
-        place = self._place(image)
+        """The file behind `image`, proven, as is all that it boots from.
+
+        Faults: REFUSED, saying what is wrong; BUSY when it cannot be read now.
+        """
+        golden = self._proven(image, self._place(image))
+        for file in image.boot.files if image.boot is not None else ():
+            self._proven(image, self._boot_place(file))
+        return golden
+
+    def boot_paths(self, boot: Optional[Boot]) -> Tuple[str, str]:
+        """Where kernel and initial RAM disk are; "" = there is none.  Faults: REFUSED, no such path can be."""
+        files = (boot.kernel, boot.initrd) if boot is not None else (None, None)
+        kernel, initrd = ("" if one is None else str(self._boot_place(one).path) for one in files)
+        return kernel, initrd
+
+    def _boot_place(self, of: BootFile) -> _Place:
+        return _Place(self._directory, _components(of.file), of.sha512, _PLAIN)
+
+    def _proven(self, image: ImageRef, place: _Place) -> Golden:
         try:
             with opened(place.directory, place.parts, "the image directory") as file:
                 return self._verify(place, file)
@@ -103,13 +121,13 @@ class GoldenImages:
         return golden
 
     def _prove(self, place: _Place, file: int) -> int:
-        """Rule 2; the virtual size in bytes."""
-        if place.format not in NATIVE:
+        """Rule 2; the virtual size in bytes, 0 of what is no disk."""
+        if place.format not in (*NATIVE, _PLAIN):
             raise Fault(FaultKind.REFUSED, f"format {place.format!r}, accepted: {', '.join(NATIVE)}")
         found = self._sha512(file)
         if found != place.sha512.lower():
             raise Fault(FaultKind.REFUSED, f"SHA-512 is {found}, endorsed was {place.sha512}")
-        return inspect(file, place.path, place.format, self._largest)
+        return 0 if place.format == _PLAIN else inspect(file, place.path, place.format, self._largest)
 
 
 @dataclass(frozen=True)

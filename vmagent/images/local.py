@@ -158,6 +158,10 @@ class LocalImages:
         """The golden image's file, for the domain's `<backingStore>`.  Faults: REFUSED, not in the catalogue."""
         return self._golden.path(spec.image)
 
+    def boot_paths(self, spec: VmSpec) -> Tuple[str, str]:
+        """Kernel and initial RAM disk of its image, "" = none.  Faults: REFUSED, no such path can be."""
+        return self._golden.boot_paths(spec.image.boot)
+
     def sources(self, spec: VmSpec) -> Tuple[Source, ...]:
         """Where the bytes of `spec.disks` are, in order.  Faults: REFUSED (volumes.py)."""
         return tuple(

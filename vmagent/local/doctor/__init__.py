@@ -10,15 +10,15 @@ import logging
 from typing import Any, List, Mapping, Optional, Sequence, Tuple
 
 from vmagent.config import Config
-from vmagent.local.doctor import accounting, disk, hypervisor, network, rights, trust, volumes
+from vmagent.local.doctor import abilities, accounting, disk, hypervisor, network, rights, trust, volumes
 from vmagent.local.doctor.findings import ORDER, Check, Facts, Finding, Host, Level, Result, unknown
 from vmagent.local.doctor.thishost import ThisHost
 
 __all__ = ["CHECKS", "Host", "Level", "Result", "ThisHost", "run", "worst"]
 
 log = logging.getLogger("vmagent.local")
-CHECKS: Tuple[Check, ...] = (*disk.CHECKS, *rights.CHECKS, *volumes.CHECKS, *hypervisor.CHECKS, *network.CHECKS,
-                             *trust.CHECKS, *accounting.CHECKS)
+CHECKS: Tuple[Check, ...] = (*disk.CHECKS, *rights.CHECKS, *volumes.CHECKS, *hypervisor.CHECKS, *abilities.CHECKS,
+                             *network.CHECKS, *trust.CHECKS, *accounting.CHECKS)
 
 
 def run(config: Config, live: Optional[Mapping[str, Any]] = None, host: Optional[Host] = None) -> List[Result]:
