@@ -12,6 +12,7 @@ from vmagent.chronicle import Feeds
 from vmagent.consequences import Consequences
 from vmagent.core.changes import Change
 from vmagent.core.model import Now
+from vmagent.core.room import of_host
 from vmagent.host import room
 from vmagent.kernelparts import Kernel
 from vmagent.usagereport import UsageReport
@@ -28,12 +29,12 @@ class Books:
 
 def books(
     world: World, feeds: Feeds, store: ports.Store, kernel: Kernel, images: ports.Images, consequences: Consequences,
-    clock: ports.Clock, reactor: Any,
+    clock: ports.Clock, reactor: Any, hypervisor: ports.Hypervisor,
 ) -> Books:
     """The accountant hears of every commit."""
     here = room.facts()
     accountant = Accountant(world, store, kernel.firewall, clock, reactor, lambda: consequences.policy,
-                            lambda: (here.cores, here.memory_mib), images.used)
+                            lambda: of_host(hypervisor.info(), here.cores, here.memory_mib), images.used)
     feeds.add(accountant)
     return Books(accountant, UsageReport(world, store, accountant, lambda: consequences.policy))
 

@@ -53,6 +53,10 @@ class Chronicle:
         left = data["remaining_s"]
         event(log, "lease-warning", f"the lease of {data['vm']} ends in {left} s", vm=data["vm"], seconds=left)
 
+    def _reproven(self, data: Mapping[str, Any]) -> None:
+        event(log, "limits-reproven", f"{data['vm']} rebooted: its limits hold again after {data['unproven_s']:g} s",
+              vm=data["vm"], seconds=round(data["unproven_s"]))
+
     def _alert(self, data: Mapping[str, Any]) -> None:
         name = ALERTS.get(data["kind"])
         if name is not None:
@@ -80,6 +84,7 @@ _TELLERS: Mapping[Type[Any], Callable[[Chronicle, Any], None]] = {
 _TYPES: Mapping[str, Callable[[Chronicle, Mapping[str, Any]], None]] = {
     "org.vmagent.vm.state": Chronicle._state,
     "org.vmagent.vm.lease.warning": Chronicle._warning,
+    "org.vmagent.limits.reproven": Chronicle._reproven,
     "org.vmagent.security.alert": Chronicle._alert,
 }
 

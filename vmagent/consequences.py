@@ -94,6 +94,9 @@ class Consequences:
         for note in planned.notes:
             data = events.security_alert(kind=note.kind, detail=note.detail, now=now, vm=record.vm)
             changes.append(Publish("events", "org.vmagent.security.alert", f"vm/{record.vm}", now.wall, data))
+        if planned.reproven is not None:
+            data = events.limits_reproven(record, planned.reproven, now)
+            changes.append(Publish("events", "org.vmagent.limits.reproven", f"vm/{record.vm}", now.wall, data))
         return changes + self._settle(record, observed, now)
 
     def of_record(self, before: Optional[VmRecord], record: VmRecord, now: Now) -> List[Change]:

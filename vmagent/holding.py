@@ -259,9 +259,10 @@ def _differs(before: Optional[NetworkSeen], after: Optional[NetworkSeen]) -> boo
 
 
 def _planned(record: VmRecord, before: Optional[NetworkSeen]) -> bool:
-    """Being started or changed: the planner mends it, before it runs or until the change is in force."""
+    """Being started, changed or made anew by a reboot: the planner mends it."""
     changed = before is not None and before.of != proof.network_digest(record.spec)
-    return changed or record.journal.paused_by == "start" or record.journal.limits_before is not None
+    journal = record.journal
+    return changed or journal.paused_by == "start" or journal.limits_before is not None or journal.reborn_at is not None
 
 
 def _has(found: Sequence[Drift], what: str) -> bool:

@@ -91,6 +91,11 @@ MESSAGES: Mapping[str, Message] = {
         logging.ERROR,
         "A VM's QEMU does not answer or cannot be killed. Its capacity stays counted.",
     ),
+    "limits-reproven": Message(
+        "6c8e01a3f2c74b4f9a30b5a4f1d0c2a0",
+        logging.INFO,
+        "A guest rebooted, which made a new domain: its limits hold again.",
+    ),
     "lease-warning": Message("6c8e01a3f2c74b4f9a30b5a4f1d0c211", logging.INFO, "A VM's agreed run time ends soon."),
     "action-failed": Message(
         "6c8e01a3f2c74b4f9a30b5a4f1d0c212", logging.WARNING, "A step for a VM failed; the loop decides what follows."

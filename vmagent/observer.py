@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, FirstError, gatherResults
 from twisted.python.failure import Failure
 
 from vmagent import ports
-from vmagent.core import identity, proof
+from vmagent.core import identity, proof, rebirth
 from vmagent.core.imagemodel import Fetching, fetching
 from vmagent.core.model import DomainSeen, HostSeen, NetworkSeen, Observed, Seen, VmRecord, VmSpec
 from vmagent.core.snapshotmodel import is_file
@@ -88,7 +88,7 @@ class Observer:
         """Read back now while a changed wish waits for it; else as it was when it was last read or held."""
         last, journal = self._world.network.get(record.vm), record.journal
         changed = last is not None and last.of != proof.network_digest(record.spec)
-        waits = changed or journal.limits_before is not None
+        waits = changed or journal.limits_before is not None or rebirth.unproven(journal, domain)
         if domain.seen in LIVE and record.spec.interfaces and waits:
             await self.read_back((record.spec,))
         return self._world.network.get(record.vm)

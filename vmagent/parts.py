@@ -286,7 +286,7 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
     feeds = Feeds(feed, Chronicle())
     world = World(store, late, feeds)
     consequences = Consequences(world, policy)
-    books = bookparts.books(world, feeds, store, kernel, images, consequences, clock, reactor)
+    books = bookparts.books(world, feeds, store, kernel, images, consequences, clock, reactor, hypervisor)
     observer, snapshotting, reconciler = _loop(world, hypervisor, images, kernel, consequences, clock, reactor,
                                                books.accountant)
     recovery = Recovery(world, store, observer, reconciler, consequences, clock)

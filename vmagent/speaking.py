@@ -16,7 +16,7 @@ from vmagent.consequences import Consequences
 from vmagent.core import limitviews
 from vmagent.core.capacity import Around
 from vmagent.core.policy import Policy
-from vmagent.core.room import HostRoom, of_driver, written_gib
+from vmagent.core.room import HostRoom, of_driver, of_host, written_gib
 from vmagent.errors import Fault
 from vmagent.host import room as rooms
 from vmagent.imagecommands import ImageCommands
@@ -98,7 +98,7 @@ def _room(
     def of(free_gib: int, written: int) -> HostRoom:
         info, low = hypervisor.info(), rooms.low(_bridges(consequences.policy))
         return HostRoom(
-            here.cores, here.memory_mib, free_gib, world.drained, info.startable or not info.connected,
+            *of_host(info, here.cores, here.memory_mib), free_gib, world.drained, info.startable or not info.connected,
             **of_driver(info),
             memory_overhead_mib=world.settings.get(OVERHEAD, 0),
             shaping=bool(kernel.shaper.info().qdisc), filtering=kernel.firewall.info().tracking != "none",

@@ -32,7 +32,7 @@ class Halves:
         return {vm: Sample(vm, 9.0, self.runs[vm]) for vm in vms if vm in self.runs}
 
     def host(self) -> HostSample:
-        return HostSample(9.0)
+        return HostSample(9.0, 5.0, 0.0, 2048, {"cpu": 1.0})
 
     def measured_by(self) -> str:
         return self.how
@@ -106,3 +106,8 @@ def test_where_guests_have_no_process_they_are_measured_by_calls() -> None:
     halves = Halves("calls")
     assert set(halves.fine()) == {"a", "b"} and halves.by_calls == [("a", "b")]
     assert Halves("none").fine() == {}
+
+
+def test_what_dom0_uses_itself_is_not_told_as_the_host_s() -> None:
+    assert Halves("process").meter.host() == HostSample(9.0, 5.0, 0.0, 2048, {"cpu": 1.0})
+    assert Halves("calls").meter.host() == HostSample(9.0)

@@ -74,6 +74,8 @@ class World:
         self.fresh = True  # this domain has not executed since it was started
         self.broken: List[str] = []
         self.spoken = False
+        self.number: Optional[int] = None  # of the live domain
+        self.profile = "kvm"
         self.done: List[Do] = []
         self.name, self.autostart = "vma", False
         self.others = False  # made by others: foreign while our tag is not in it
@@ -84,7 +86,7 @@ class World:
             self.disk_of = spec.incarnation
         if seen in LIVE:
             self.proven()
-            self.fresh = False
+            self.fresh, self.number = False, 1
 
     def proven(self) -> None:
         """Every limit of the live guest as wanted."""
@@ -115,7 +117,15 @@ class World:
         )  # fmt: skip
         spoken = tuple(i.device for i in self.spec.interfaces) if self.spoken else ()
         observed = Observed(domain, self.missing_looks >= 2, frozenset(self.left), spoken)
+        domain = dataclasses.replace(observed.domain, profile=self.profile, number=self.number if live else None)
+        observed = dataclasses.replace(observed, domain=domain)
         return self._limited(observed) if live else observed
+
+    def reborn(self) -> None:
+        """The guest rebooted, where that makes a new domain which runs at once: of its limits only its rules hold."""
+        self.number = (self.number or 0) + 1
+        self.seen, self.reason = Seen.RUNNING, "booted"
+        self.cpu, self.weight, self.shape, self.scope_cpu = LOOSE, 0, None, LOOSE
 
     def _limited(self, observed: Observed) -> Observed:
         """With what is read back from a live guest."""
@@ -168,6 +178,7 @@ class World:
                 self.broken.append("started on the disk of another life")
             self.seen, self.reason, self.cpu, self.fresh = Seen.PAUSED, "user", LOOSE, True
             self.weight, self.shape, self.scope_cpu = 0, None, LOOSE
+            self.number = (self.number or 0) + 1
             self.disks = self.tag.spec.disks if self.tag else action.spec.disks
 
     def _resume(self, action: Action) -> None:

@@ -145,8 +145,23 @@ def test_an_end_on_xen_may_still_be_a_reboot():
     settles = PROFILES["xen-hvm"].off_settles_s
     assert looking._settled(vm, Seen.RUNNING, "booted", 100.0) == (Seen.RUNNING, "booted")
     assert looking._settled(vm, Seen.OFF, "shutdown", 101.0) == (Seen.STOPPING, SETTLING)
-    assert looking._settled(vm, Seen.OFF, "shutdown", 99.9 + settles) == (Seen.STOPPING, SETTLING)
-    assert looking._settled(vm, Seen.OFF, "shutdown", 100.0 + settles) == (Seen.OFF, "shutdown")
+    assert looking._settled(vm, Seen.OFF, "shutdown", 100.9 + settles) == (Seen.STOPPING, SETTLING)
+    assert looking._settled(vm, Seen.OFF, "shutdown", 101.0 + settles) == (Seen.OFF, "shutdown")
+    assert looking._off_at[vm] == 101.0, "that is when it ended"
+
+
+def test_an_end_is_waited_for_from_the_first_look_that_saw_it():
+    """The last look that saw it alive may be a minute old."""
+    looking, vm = eyes(), building.spec().vm
+    looking._settled(vm, Seen.RUNNING, "booted", 100.0)
+    assert looking._settled(vm, Seen.OFF, "unknown", 160.0) == (Seen.STOPPING, SETTLING)
+    assert looking._settled(vm, Seen.RUNNING, "booted", 166.0) == (Seen.RUNNING, "booted")
+    assert looking._settled(vm, Seen.OFF, "shutdown", 300.0) == (Seen.STOPPING, SETTLING)
+
+
+def test_a_reboot_that_began_before_the_agent_did_is_no_end_either():
+    looking, vm = eyes(), building.spec().vm
+    assert looking._settled(vm, Seen.OFF, "shutdown", 100.0) == (Seen.STOPPING, SETTLING)
 
 
 @pytest.mark.parametrize("reason", CERTAIN_ENDS)

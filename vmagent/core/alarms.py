@@ -56,7 +56,8 @@ def alarms(record: VmRecord, observed: Observed, facts: Facts, following: Step) 
 
 def _running(record: VmRecord, observed: Observed, facts: Facts, following: Step) -> List[Tuple[str, bool]]:
     held = following in (Step.HOLD, Step.SHUTDOWN)
-    asked = record.journal.limits_before is not None  # vm.limits: what differs is what is being changed
+    # vm.limits: what differs is what is being changed; of a domain made by a reboot, nobody took anything away.
+    asked = record.journal.limits_before is not None or record.journal.reborn_at is not None
     differs = {one.what for one in proof.drift(record.spec, observed)} if held and not asked else set()
     readable = observed.domain.cpu is not None
     return [

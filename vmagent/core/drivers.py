@@ -49,8 +49,10 @@ class Profile:
     cpu_cap: str = "quota"
     starts_paused: bool = True  # False = it is created and suspended at once; only where no guest really runs
     bulk_statistics: bool = True
+    whole_host: bool = True  # the kernel here sees all of the host; False = it is itself a guest of it (dom0)
     measured_by: str = "process"  # a QEMU of its own, in the host's /proc | "calls" to the driver | "none": made up
     graceful_flags: bool = True  # shutdown and reboot take "by ACPI"
+    shutdown_needs: str = ""  # what a guest must have to hear a request to shut down; "" = any that answers ACPI
     undefine_flags: Tuple[str, ...] = ()  # of libvirt.VIR_DOMAIN_UNDEFINE_*; () = none may be given
     emulated: bool = False  # many times slower
     machines: bool = False  # libvirt tells which machine it would take, and with it whether devices sit in ports
@@ -92,8 +94,10 @@ _XEN = Profile(
     "hvm",
     cpu_cap="credit",
     bulk_statistics=False,
+    whole_host=False,
     measured_by="calls",
     graceful_flags=False,
+    shutdown_needs="Xen's own drivers",
     disk_bus="xen",
     disk_names=("xvda", "xvdb"),
     disk_serials=False,
@@ -223,10 +227,18 @@ def kind(kinds: Sequence[Profile], boot: Optional[Boot]) -> Optional[Profile]:
     return next((row for row in kinds if row.guest == wanted), None)
 
 
+def kind_of(profile: Profile, boot: Optional[Boot]) -> str:
+    """Name of the row for a guest of such an image, where `profile` is a row of the driver it is on."""
+    own = [profile, *(row for row in PROFILES.values() if row.driver == profile.driver)]
+    found = kind(own, boot)
+    return profile.name if found is None else found.name
+
+
 def told(profile: Profile, kinds: Sequence[Profile]) -> Dict[str, Any]:
     """Members of HypervisorInfo: what this driver can do, and what can be started here."""
     return {
-        **{name: getattr(profile, name) for name in ("cpu_caps", "disk_io", "live_disks", "snapshots", "quiesce")},
+        **{name: getattr(profile, name) for name in ("cpu_caps", "disk_io", "live_disks", "snapshots", "quiesce",
+                                                         "whole_host")},
         "guests": tuple(row.name for row in kinds),
         "bootloader": any(row.bootloader for row in kinds),
     }

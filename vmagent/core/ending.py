@@ -11,9 +11,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, FrozenSet, Mapping, Optional, Tuple
 
-from vmagent.core import disks, lease, proof
+from vmagent.core import disks, drivers, lease, proof
 from vmagent.core.actions import Action, Do
-from vmagent.core.model import Desired, Disk, Journal, Now, Observed, Outcome, Reason, Seen, VmRecord
+from vmagent.core.model import Desired, Disk, DomainSeen, Journal, Now, Observed, Outcome, Reason, Seen, VmRecord
 
 REASONS_KEPT = 20
 NOT_STARTED = "it was not started"
@@ -57,7 +57,11 @@ def because(record: VmRecord, who: str, why: str, now: Now) -> VmRecord:
 
 def rebooted(record: VmRecord, now: Now) -> bool:
     """Whether the host was booted after this VM first ran; False where the boot it ran in is not known."""
-    journal = record.journal
+    return rebooted_at(record.journal, now)
+
+
+def rebooted_at(journal: Journal, now: Now) -> bool:
+    """The same, by its journal alone."""
     ran = journal.may_have_run or journal.started_at is not None
     return ran and lease.run_boot(journal) not in ("", now.boot_id)
 
@@ -67,7 +71,7 @@ def how(record: VmRecord, observed: Observed, now: Now) -> Tuple[Outcome, str, s
     cause = record.journal.end_cause
     if cause in CAUSES:
         outcome, why = CAUSES[cause]
-        return outcome, "lease" if cause == "lease" else "agent", why
+        return outcome, "lease" if cause == "lease" else "agent", why + _deaf(record.journal, observed.domain)
     if observed.domain.seen is Seen.FOREIGN:
         return Outcome.FAILED, "agent", "foreign domain has this uuid"
     if not record.journal.may_have_run:
@@ -79,13 +83,31 @@ def how(record: VmRecord, observed: Observed, now: Now) -> Tuple[Outcome, str, s
     return Outcome.LOST, "agent", "it ran and is gone; nobody saw how"
 
 
+def _deaf(journal: Journal, domain: DomainSeen) -> str:
+    """What is to be added where the stop ladder ended in a destroy."""
+    if domain.seen is not Seen.OFF or domain.reason != "destroyed" or not journal.shutdowns:
+        return ""
+    row = drivers.PROFILES.get(domain.profile)
+    needs = row.shutdown_needs if row is not None else ""
+    hint = f" (of this kind it hears that only with {needs})" if needs else ""
+    return f"; it was asked to shut down {journal.shutdowns} times and did not{hint}: destroyed"
+
+
 def ended(record: VmRecord, observed: Observed, now: Now) -> VmRecord:
     """Write down a proven end: outcome, when, why; the disk is kept from now on."""
     outcome, who, why = how(record, observed, now)
     desired = record.desired if record.desired is Desired.ABSENT else Desired.STOP
     uses = disks.released(record.journal.volumes, now.wall)
-    record = journaled(record, ended_at=now.at, ended_boot=now.boot_id, volumes=uses)
+    record = journaled(record, ended_at=ended_at(record.journal, observed.domain, now), ended_boot=now.boot_id,
+                       volumes=uses)
     return because(dataclasses.replace(record, outcome=outcome, desired=desired), who, why, now)
+
+
+def ended_at(journal: Journal, domain: DomainSeen, now: Now) -> float:
+    """When it ended: where an end is believed only after a while, the time at which it was first seen."""
+    if domain.seen is not Seen.OFF or domain.off_at is None or rebooted_at(journal, now):
+        return now.at
+    return min(now.at, max(domain.off_at, journal.started_at or 0.0))
 
 
 def begun(record: VmRecord, now: Now) -> VmRecord:

@@ -26,12 +26,14 @@ from vmagent.core.model import (
     VmSpec,
 )
 from vmagent.core.policy import Policy
+from vmagent.core.rebirth import Reproven
 from vmagent.core.trust import VerifiedList
 
 PREFIX = "org.vmagent."
 TYPES: Mapping[str, int] = {
     "vm.state": 1,
     "vm.lease.warning": 1,
+    "limits.reproven": 1,
     "vm.usage": 1,
     "host.state": 1,
     "host.snapshot": 1,
@@ -265,6 +267,22 @@ def lease_warning(record: VmRecord, now: Now, before_s: int) -> Dict[str, Any]:
         "before_s": before_s,
         "remaining_s": max(0, int((end if end is not None else now.at) - now.at)),
         "lease": _lease(record, now),
+    }
+
+
+def limits_reproven(record: VmRecord, told: Reproven, now: Now) -> Dict[str, Any]:
+    """The `data` of limits.reproven: a guest rebooted, that made a new domain, and its limits hold again."""
+    return {
+        "vm": record.vm,
+        "name": record.spec.name,
+        "generation": record.generation,
+        "owner": _owner(record.spec.owner),
+        "controller": record.spec.controller,
+        "command": record.spec.command,
+        "tags": list(record.spec.tags),
+        "domain": {"before": told.before, "now": told.number},
+        "unproven_s": round(told.unproven_s, 3),
+        "proven_at": now.wall,
     }
 
 

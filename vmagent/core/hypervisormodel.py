@@ -29,4 +29,5 @@ class HypervisorInfo:
     guests: Tuple[str, ...] = ()  # names of drivers.PROFILES: the kinds that can be started here
     bootloader: bool = False  # True = a kernel is looked for on a guest's own disk, where its image names none
     quiesce: bool = False  # True = a guest's file systems can be frozen for a snapshot
+    whole_host: bool = True  # False = the kernel here sees only its own part of the host
     built: str = "unknown"  # "built" | "not-built": this libvirt was made without the driver of `uri` | "unknown" yet

@@ -255,6 +255,8 @@ class Journal:
     image_action: str = ""
     revert_to: str = ""  # name of the snapshot from which the next incarnation begins; "" = the golden image
     tag_seen: bool = False  # of an adopted guest: our tag was read back, so it is not put there once more
+    proven_domain: Optional[int] = None  # libvirt's number of the domain whose limits were last proven (rebirth.py)
+    reborn_at: Optional[float] = None  # when another one was first seen that is not proven yet
 
 
 @dataclass(frozen=True)
@@ -330,6 +332,9 @@ class DomainSeen:
     devices: Tuple[str, ...] = ()  # host-side interface names in the live domain
     disks: Tuple[str, ...] = ()  # target names of the disks in the domain ("vda", ...)
     disks_seen: Optional[Tuple[DiskSeen, ...]] = None  # the same with their serials; None = there are none here
+    number: Optional[int] = None  # of the live domain; another one after each start of it
+    off_at: Optional[float] = None  # boot time at which it was first seen off; None = it is not, or nobody knows
+    profile: str = ""  # name of drivers.PROFILES: what kind of guest it is; "" = not known
 
 
 @dataclass(frozen=True)

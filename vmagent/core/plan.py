@@ -14,7 +14,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Callable, Dict, Optional, Sequence, Tuple
 
-from vmagent.core import attaching, lease, pauses, premises, proof, renewal, snapshotplan
+from vmagent.core import attaching, lease, pauses, premises, proof, rebirth, renewal, snapshotplan
 from vmagent.core.actions import Action, Do
 from vmagent.core.alarms import Note, alarms, fresh_notes
 from vmagent.core.ending import because, begin_stop, begun, ended, gave_up, journaled, rebooted, rolled_back
@@ -22,6 +22,7 @@ from vmagent.core.model import SCRATCH, Desired, Now, Observed, Seen, Tag, VmRec
 from vmagent.core.policy import Policy
 from vmagent.core.premises import LIVE
 from vmagent.core.quota import UNLIMITED, caps, cpu_limit
+from vmagent.core.rebirth import Reproven
 from vmagent.core.revocation import Distrust
 from vmagent.core.snapshotmodel import is_file, layer_word
 from vmagent.core.transitions import Facts, Step, step
@@ -39,6 +40,7 @@ class Plan:
     warnings: Tuple[int, ...] = ()  # lease warnings to publish with this commit, seconds before the end
     notes: Tuple[Note, ...] = ()
     job: Optional[Action] = None  # to have under way beside the steps (snapshotplan.py)
+    reproven: Optional[Reproven] = None  # to be told: a new domain of a guest that rebooted is proven (rebirth.py)
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def plan(
     record = premises.refused(record, distrust, now)
     record, warnings = premises.time_passed(record, observed, now, policy)
     record = premises.seen(record, observed, now, policy)
+    record, reproven = rebirth.seen(record, observed, now)
     record = premises.excluded(record, observed, rivals, now)
     facts = _facts(record, observed, now)
     following = step(record.desired, observed.domain.seen, facts)
@@ -110,7 +113,7 @@ def plan(
     record, job = snapshotplan.step(record, observed, now, policy, calm)
     notes = fresh_notes(before, raised, observed)
     soon = following is Step.PROVE and action is None
-    return Plan(record, action, _wake_at(record, observed, now, policy, soon), warnings, notes, job)
+    return Plan(record, action, _wake_at(record, observed, now, policy, soon), warnings, notes, job, reproven)
 
 
 def _wake_at(record: VmRecord, observed: Observed, now: Now, policy: Policy, soon: bool) -> Optional[float]:
@@ -210,7 +213,8 @@ def _resume(case: _Case) -> _Done:
     journal = case.record.journal
     if journal.paused_by == "command" and case.record.desired is Desired.RUN and case.record.spec.interfaces:
         return case.act(Do.WATCH_NETWORK, journaled(case.record, paused_by="start"))
-    record = journaled(begun(case.record, case.now), paused_by="resume", resume_asked=False, ready_at=None)
+    record = journaled(begun(case.record, case.now), paused_by="resume", resume_asked=False, ready_at=None,
+                       proven_domain=case.observed.domain.number, reborn_at=None)
     return case.act(Do.RESUME, record)
 
 

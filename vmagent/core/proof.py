@@ -94,7 +94,8 @@ def _network(spec: VmSpec, observed: Observed) -> List[Drift]:
         return []
     if observed.network is None or observed.network.of != network_digest(spec):
         return [Drift("network", "", "not read back yet")]
-    return list(observed.network.drift)
+    # Rules last: where an interface was shut off from the network, it comes back when all else holds.
+    return sorted(observed.network.drift, key=lambda one: one.what == "firewall")
 
 
 def mended(spec: VmSpec, observed: Observed) -> Optional[Do]:

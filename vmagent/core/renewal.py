@@ -14,7 +14,7 @@ import dataclasses
 from typing import Optional
 
 from vmagent.core import disks
-from vmagent.core.ending import because, how, journaled
+from vmagent.core.ending import because, ended_at, how, journaled
 from vmagent.core.model import Desired, Journal, Now, Observed, Outcome, Seen, VmRecord
 
 FIRST_WAIT_S, MOST_WAIT_S = 5.0, 600.0
@@ -61,7 +61,8 @@ def over(record: VmRecord, observed: Observed, now: Now) -> VmRecord:
     gone = seen is Seen.OFF or (seen is Seen.MISSING and observed.missing_twice)
     if not wanted(record) or not journal.may_have_run or journal.over_at is not None:
         return record
-    return journaled(record, over_at=now.at) if gone and "process" not in observed.leftovers else record
+    at = ended_at(journal, observed.domain, now)
+    return journaled(record, over_at=at) if gone and "process" not in observed.leftovers else record
 
 
 def wait_s(short_runs: int) -> float:
@@ -77,6 +78,6 @@ def renewed(record: VmRecord, now: Now) -> VmRecord:
         old, attempt_boot=fresh.attempt_boot, may_have_run=False, began_at=None, paused_by=fresh.paused_by,
         over_at=None, stop_at=None, stop_boot="", grace_s=fresh.grace_s, shutdowns=0, end_cause="", ready_at=None,
         volumes=disks.released(old.volumes, now.wall), reboot_done=old.reboot_wanted,
-        renew_after=0.0, renewed_at=now.at, renewed_boot=now.boot_id, revert_to="",
+        renew_after=0.0, renewed_at=now.at, renewed_boot=now.boot_id, revert_to="", proven_domain=None, reborn_at=None,
     )  # fmt: skip
     return dataclasses.replace(record, spec=spec, journal=journal)

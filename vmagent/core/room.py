@@ -66,6 +66,12 @@ def of_driver(info: HypervisorInfo) -> Dict[str, Any]:
     return {**{name: getattr(info, name) for name in names}, "known": info.driver != ""}
 
 
+def of_host(info: HypervisorInfo, cores: int, memory_mib: int) -> Tuple[int, int]:
+    """(cores, memory) of the host.  cores, memory_mib: what the kernel here sees; where that is only its own part of
+    the host, the hypervisor's word counts, once it was heard."""
+    return (cores, memory_mib) if info.whole_host else (info.cores, info.memory_mib)
+
+
 @dataclass(frozen=True)
 class Left:
     """What is left to promise; below 0 when too much was promised.  `ports`: by bridge."""

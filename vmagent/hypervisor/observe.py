@@ -18,7 +18,7 @@ from typing import Callable, Dict, Iterator, List, Mapping, Optional, Set, Tuple
 
 import libvirt
 
-from vmagent.core import quota
+from vmagent.core import drivers, quota
 from vmagent.core.adopting import Candidate
 from vmagent.core.domainxml import NAMESPACE, Parts, parts_of, read_tag
 from vmagent.core.drivers import Profile
@@ -122,7 +122,8 @@ class Eyes:
         self._cgroup = cgroup
         self._seconds = seconds  # boot clock
         self._parts: Dict[str, Tuple[int, str, Parts]] = {}  # uuid -> (domain id, XML, what it says)
-        self._alive_at: Dict[str, float] = {}
+        self._alive: Set[str] = set()
+        self._off_at: Dict[str, float] = {}  # uuid -> the first look that saw it off
 
     def forget(self, uuid: str) -> None:
         """Something about this domain changed."""
@@ -223,10 +224,13 @@ class Eyes:
         seen, reason = self._settled(uuid, seen, reason, at)
         parts = self._known_parts(domain, uuid, tag.spec.limits.disk_io != DiskIo())
         told = parts.seen if self._profile.disk_serials else None
-        found = DomainSeen(uuid, seen, reason, at, tag, name, disks=parts.disks, disks_seen=told)
-        return self._limited(domain, found, parts) if domain.ID() != -1 and seen in LIVE else found
+        kind = drivers.kind_of(self._profile, tag.spec.image.boot)
+        found = DomainSeen(uuid, seen, reason, at, tag, name, disks=parts.disks, disks_seen=told, profile=kind,
+                           off_at=self._off_at.get(uuid))
+        number = domain.ID()
+        return self._limited(domain, found, parts, number) if number != -1 and seen in LIVE else found
 
-    def _limited(self, domain: libvirt.virDomain, found: DomainSeen, parts: Parts) -> DomainSeen:
+    def _limited(self, domain: libvirt.virDomain, found: DomainSeen, parts: Parts, number: int) -> DomainSeen:
         """With what is read back from a live domain."""
         cpu, weight = self._scheduled(domain)
         return dataclasses.replace(
@@ -238,19 +242,25 @@ class Eyes:
             memory_max_mib=parts.memory_max_mib,
             disk_io=parts.disk_io if self._profile.disk_io else None,
             devices=parts.devices,
+            number=number,
         )
 
     def _settled(self, uuid: str, seen: Seen, reason: str, at: float) -> Tuple[Seen, str]:
-        """An end that may be the first half of a reboot is STOPPING until the driver's time for that has passed."""
-        if not self._profile.off_settles_s:
-            return seen, reason
+        """An end that may be the first half of a reboot is STOPPING until the driver's time for that has passed.
+
+        It counts from the first look that saw it off: the last that saw it alive may have been a minute before.  What
+        an earlier run of the agent saw alive is known by libvirt's reason: what was never started has none.
+        """
         if seen is not Seen.OFF:
-            self._alive_at[uuid] = at
-        alive_at = self._alive_at.get(uuid)
-        if seen is not Seen.OFF or reason in CERTAIN_ENDS or alive_at is None:
+            self._off_at.pop(uuid, None)
+            if seen in LIVE:
+                self._alive.add(uuid)
             return seen, reason
-        if at - alive_at < self._profile.off_settles_s:
+        off_at = self._off_at.setdefault(uuid, at)
+        may_come_back = uuid in self._alive or reason == "shutdown"
+        if may_come_back and reason not in CERTAIN_ENDS and at - off_at < self._profile.off_settles_s:
             return Seen.STOPPING, SETTLING
+        self._alive.discard(uuid)
         return seen, reason
 
     def _known_parts(self, domain: libvirt.virDomain, uuid: str, may_change: bool) -> Parts:
@@ -276,9 +286,10 @@ class Eyes:
         return None, None
 
     def _forget_all_but(self, present: Set[str]) -> None:
-        for uuid in set(self._parts).union(self._alive_at) - present:
+        for uuid in set(self._parts).union(self._alive, self._off_at) - present:
             self._parts.pop(uuid, None)
-            self._alive_at.pop(uuid, None)
+            self._off_at.pop(uuid, None)
+            self._alive.discard(uuid)
 
 
 def held(parameters: Mapping[str, int], cgroup: int) -> Tuple[CpuLimit, Optional[int]]:

@@ -55,7 +55,9 @@ LINES: Tuple[Line, ...] = (
     ("random numbers and agent channel", lambda row: _yes(row.paravirtual_devices)),
     ("its network's MTU is told by the device", lambda row: _yes(row.nic_mtu)),
     ("shutdown and reboot are asked for", lambda row: "by ACPI" if row.graceful_flags else "as the driver does it"),
+    ("a request to shut down is heard", lambda row: f"with {row.shutdown_needs}" if row.shutdown_needs else "yes"),
     ("a reboot from inside", _off),
+    ("cores and memory are those of", lambda row: "the kernel" if row.whole_host else "the hypervisor, not dom0"),
     ("measured", lambda row: _MEASURED[row.measured_by]),
 )
 

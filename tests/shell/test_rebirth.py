@@ -1,0 +1,88 @@
+"""A guest reboots itself where that makes a new domain (Xen): from libvirt's event to `limits.reproven`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Iterator, List
+
+import pytest
+
+from tests.shell.test_loop import started
+from tests.support.site import Site, again, lives
+from vmagent.core import schemas
+from vmagent.core.actions import Do
+from vmagent.core.model import Outcome, Phase, Seen
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> Iterator[List[Site]]:
+    yield from lives(tmp_path)
+
+
+def reproven(site: Site, vm: str) -> List[object]:
+    rows = [row for row in site.rows() if row.type == "org.vmagent.limits.reproven"]
+    for row in rows:
+        schemas.check("event.limits.reproven", row.data)
+        assert (row.subject, row.data["vm"]) == (f"vm/{vm}", vm)
+    return [row.data["domain"] for row in rows]
+
+
+def test_libvirt_s_event_alone_brings_the_cap_back_within_two_seconds(sites: List[Site]) -> None:
+    """Nothing else wakes the loop so soon: resync and holding come later than that."""
+    site = sites[0]
+    vm = started(site)
+    world, number = site.host.worlds[vm], site.host.worlds[vm].number or 0
+    world.reborn()
+    happened = site.reactor.seconds()
+    site.reconciler.mark(vm)  # as Parts.hint does for a lifecycle event
+    site.settle(lambda: bool(reproven(site, vm)), seconds=2.0)
+    assert site.reactor.seconds() - happened < 2.0
+    assert world.cpu is not None and world.cpu.quota_us == 50_000
+    assert world.shape == world.spec.limits.nics
+    assert reproven(site, vm) == [{"before": number, "now": number + 1}]
+    assert [one["kind"] for one in site.alerts()] == [], "nobody took anything away"
+
+
+def test_it_is_neither_an_end_nor_a_gap(sites: List[Site]) -> None:
+    site = sites[0]
+    vm = started(site)
+    world = site.host.worlds[vm]
+    world.seen, world.reason = Seen.STOPPING, "settling"
+    site.reconciler.mark(vm)
+    site.settle(lambda: site.phase(vm) is Phase.STOPPING)
+    world.reborn()
+    site.reconciler.mark(vm)
+    site.settle(lambda: bool(reproven(site, vm)) and site.phase(vm) is Phase.READY)
+    record = site.world.records[vm]
+    assert (record.outcome, record.spec.incarnation, world.ours) == (None, 0, 1)
+    assert not [row for row in site.rows() if row.type.endswith("vm.usage")], "its segment goes on"
+
+
+def test_one_that_happened_while_the_agent_was_dead_is_told_by_the_next_run(sites: List[Site], tmp_path: Path) -> None:
+    site = sites[0]
+    vm = started(site)
+    site.host.worlds[vm].reborn()
+    site = again(sites, tmp_path)
+    site.settle(lambda: bool(reproven(site, vm)))
+    assert site.host.worlds[vm].shape is not None
+    site.settle(lambda: site.reconciler.idle())
+    assert len(reproven(site, vm)) == 1
+
+
+def test_its_network_is_read_anew_what_was_read_of_the_former_interface_proves_nothing(sites: List[Site]) -> None:
+    site = sites[0]
+    vm = started(site)
+    looks = site.host.shaper.looks
+    site.host.worlds[vm].reborn()
+    site.reconciler.mark(vm)
+    site.settle(lambda: (vm, Do.SHAPE) in site.host.done[-6:] and bool(reproven(site, vm)))
+    assert site.host.shaper.looks > looks
+
+
+def test_one_that_powers_itself_off_instead_has_ended(sites: List[Site]) -> None:
+    site = sites[0]
+    vm = started(site)
+    site.host.worlds[vm].off("shutdown")
+    site.reconciler.mark(vm)
+    site.settle(lambda: site.world.records[vm].outcome is Outcome.FINISHED)
+    assert not reproven(site, vm)
