@@ -1,4 +1,6 @@
-"""One booted host for the whole level, with the checkout in it; a fresh one, once per test, when it is lost."""
+"""One booted host of each kind, with the checkout in it, for the whole level; a fresh one, once per test, when it is
+lost.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ OnHost = Callable[[Callable[[BootedHost], None]], None]
 class Keeper:
     """Hands out the host; boots it when there is none."""
 
-    def __init__(self) -> None:
+    def __init__(self, xen: bool) -> None:
+        self._xen = xen
         self._host: Optional[BootedHost] = None
 
     def __call__(self, body: Callable[[BootedHost], None]) -> None:
@@ -37,7 +40,7 @@ class Keeper:
 
     def _booted(self) -> BootedHost:
         if self._host is None:
-            host = self._host = BootedHost(bootedhost_image.image())
+            host = self._host = BootedHost(bootedhost_image.image(), xen=self._xen)
             host.boot()
             listing = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True,
                                      capture_output=True, text=True, timeout=60)  # fmt: skip
@@ -46,13 +49,25 @@ class Keeper:
         return self._host
 
 
-@pytest.fixture(scope="session")
-def on_host() -> Iterator[OnHost]:
+def kept(xen: bool) -> Iterator[OnHost]:
+    """For a fixture."""
     lacking = bootedhost_image.missing()
     if lacking:
         pytest.skip(f"no booted host without {', '.join(lacking)}")
-    keeper = Keeper()
+    keeper = Keeper(xen)
     try:
         yield keeper
     finally:
         keeper.close()
+
+
+@pytest.fixture(scope="session")
+def on_host() -> Iterator[OnHost]:
+    """KVM."""
+    yield from kept(xen=False)
+
+
+@pytest.fixture(scope="session")
+def on_xen() -> Iterator[OnHost]:
+    """A Xen dom0."""
+    yield from kept(xen=True)

@@ -1,4 +1,4 @@
-"""A whole hypervisor host as a disk image: Debian 12 with systemd, libvirt, QEMU and the agent's libraries.
+"""A whole hypervisor host as a disk image: Debian 12 with systemd, libvirt, QEMU, Xen and the agent's libraries.
 
 Made once, from the distribution's packages alone, and kept below the system's temporary directory in a folder named by
 a digest of everything that goes in; another digest is another folder, so nothing is ever changed in place.  An image is
@@ -7,31 +7,42 @@ build removes images that were not used for a week.
 
 The kernel is Debian's own (systemd, cgroup v2, conntrack for bridges, every qdisc).  It boots directly, without a boot
 loader, with an initrd of busybox and the four modules that find the disk: the distribution's own takes ten seconds to
-unpack under emulation.
+unpack under emulation.  The same disk boots as a Xen dom0: then the boot loader loads Xen, and Xen that kernel.
+
+In `GUEST` of the host's disk lies a Linux for guests, made of the same kernel: a disk (try.raw), and kernel and
+initramfs as files of their own, which is how Xen starts a PV guest.
 """
 
 from __future__ import annotations
 
 import fcntl
+import gzip
 import hashlib
 import inspect
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Dict, List, Sequence
 
-TOOLS = ("mmdebstrap", "mke2fs", "cpio", "ssh", "ssh-keygen", "tar", "setpriv", "qemu-system-x86_64", "qemu-img")
+from tests.support.package import ROOT
+
+TOOLS = ("mmdebstrap", "mke2fs", "cpio", "ssh", "ssh-keygen", "tar", "setpriv", "qemu-system-x86_64", "qemu-img",
+         "syslinux", "mformat")  # fmt: skip
 RELEASE = "bookworm"
 PACKAGES = (
     "systemd-sysv dbus udev kmod linux-image-amd64 busybox-static openssh-server e2fsprogs procps iproute2 nftables "
     "iputils-ping iperf3 rpm libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils xorriso "
+    "xen-system-amd64 libvirt-daemon-driver-xen qemu-system-xen "
     "python3-libvirt python3-twisted python3-stomp python3-jwcrypto python3-openssl python3-cryptography "
     "python3-jsonschema python3-psutil python3-yaml python3-systemd python3-rich python3-service-identity "
     "python3-pytest"
 ).split()
+GUEST = "/srv/guest"
+TRY_IMAGE = ROOT / "share" / "build-try-image"
 SIZE = "4G"  # sparse; about a quarter of it is used
 BUILD_S = 900.0
 UNUSED_S = 7 * 86400.0
@@ -75,11 +86,14 @@ def missing() -> List[str]:
 
 
 class Image:
-    """The files of a finished image: `disk` (raw, never written again), `kernel`, `initrd`, `key` (ssh, of root)."""
+    """The files of a finished image: `disk` (raw, never written again), `kernel`, `initrd`, `xen` (the hypervisor),
+    `key` (ssh, of root).
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.disk, self.kernel, self.initrd, self.key = (folder / n for n in ("disk.raw", "vmlinuz", "initrd", "id"))
+        self.disk, self.kernel, self.initrd = (folder / name for name in ("disk.raw", "vmlinuz", "initrd"))
+        self.xen, self.key = folder / "xen", folder / "id"
 
 
 def image() -> Image:
@@ -115,7 +129,7 @@ def _sources() -> List[str]:
 def _digest() -> str:
     said = repr((RELEASE, PACKAGES, SIZE, MASKED, sorted(FILES.items()), INIT))
     done = [inspect.getsource(step) for step in (_build, _configure, _initrd)]
-    given = [Path(path).read_text() for path in _sources()]
+    given = [Path(path).read_text() for path in (*_sources(), TRY_IMAGE)]
     return hashlib.sha256("\0".join([said, *done, *given]).encode()).hexdigest()[:16]
 
 
@@ -137,7 +151,9 @@ def _build(folder: Path) -> None:
     _configure(root, (folder / "id.pub").read_text())
     version = next((root / "lib/modules").iterdir()).name
     shutil.copy(root / "boot" / f"vmlinuz-{version}", folder / "vmlinuz")
+    (folder / "xen").write_bytes(gzip.decompress(next((root / "boot").glob("xen-*.gz")).read_bytes()))
     _initrd(root, version, folder)
+    _run([sys.executable, str(TRY_IMAGE), "--format=raw", "--parts", f"--kernel={root}", f"{root}{GUEST}"])
     _run(["mke2fs", "-q", "-t", "ext4", "-E", "lazy_itable_init=1,nodiscard", "-O", "^metadata_csum",
           "-d", str(root), str(folder / "disk.raw"), SIZE])  # fmt: skip
     shutil.rmtree(root)

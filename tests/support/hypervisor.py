@@ -81,12 +81,12 @@ class Disks:
 class Rig:
     """One port, started, and everything a contract test needs around it."""
 
-    def __init__(self, port: Any, outside: Any, loop: RealLoop, cpu_caps: bool, volumes: Volumes,
+    def __init__(self, port: Any, outside: Any, loop: RealLoop, profile: str, volumes: Volumes,
                  disks: Optional[Disks] = None) -> None:
         self.port = port
         self.outside = outside
         self.loop = loop
-        self.cpu_caps = cpu_caps
+        self.profile = drivers.PROFILES[profile]  # what the tests expect of its guests
         self.disks = disks
         self.volumes = volumes
         self.hints: List[Optional[str]] = []
@@ -101,7 +101,7 @@ class Rig:
         """A new VM of 32 MiB without network, capped where that can be done; its disks exist."""
         members: Dict[str, Any] = {
             "command": str(uuid.uuid4()), "memory_mib": 32, "interfaces": (),
-            "cpu_cap_core_percent": 50 if self.cpu_caps else None,
+            "cpu_cap_core_percent": 50 if self.profile.cpu_caps else None,
         }  # fmt: skip
         members.update(kw)
         spec = building.spec(**members)
@@ -227,6 +227,9 @@ class Outside:
     def undefine(self, uuid: str) -> None:
         self.domain(uuid).undefine()
 
+    def forget(self, domain: libvirt.virDomain) -> None:
+        domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
+
     def clean(self, vms: Sequence[str]) -> None:
         """End what this test made: by uuid, nothing else."""
         for vm in {*vms, *self._made}:
@@ -234,7 +237,7 @@ class Outside:
                 domain = self.domain(vm)
                 if domain.isActive():
                     domain.destroy()
-                domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
+                self.forget(domain)
             except libvirt.libvirtError as error:
                 if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
                     raise
@@ -270,13 +273,13 @@ def nobody_halted(vms: Sequence[str]) -> FrozenSet[str]:
 def fake() -> Rig:
     loop, volumes = RealLoop(), Volumes()
     port = FakeHypervisor(INSTANCE, loop.seconds, sources=volumes.of)
-    return Rig(port, FakeOutside(port), loop, True, volumes)
+    return Rig(port, FakeOutside(port), loop, "qemu", volumes)
 
 
 def built_in() -> Rig:
     loop, volumes = RealLoop(), Volumes()
     port = Libvirt(settings("test:///default"), INSTANCE, lambda spec: no_disks(spec, volumes), loop, nobody_halted)
-    return Rig(port, Outside("test:///default", "test"), loop, False, volumes)
+    return Rig(port, Outside("test:///default", "test"), loop, "test", volumes)
 
 
 def begun(rig: Rig) -> Iterator[Rig]:
@@ -299,7 +302,7 @@ def qemu(
     loop = RealLoop()
     disks = Disks(Volumes(), boot)
     port = Libvirt(settings(uri, **kw), INSTANCE, disks.paths, loop, halted)
-    return Rig(port, Outside(uri, "qemu"), loop, True, disks.volumes, disks)
+    return Rig(port, Outside(uri, "qemu"), loop, "qemu", disks.volumes, disks)
 
 
 def on_machine(rig: Rig, machine: str) -> None:

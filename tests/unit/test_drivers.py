@@ -195,7 +195,7 @@ def test_what_is_no_domain_capabilities_is_refused():
 PAGE = ROOT / "docs/operations/hypervisors.md"
 INSIDE = {"name", "machine", "guest", "cpu_mode", "bulk_statistics", "undefine_flags", "machines", "disk_driver",
           "cdrom_bus", "cdrom_prefix", "backing_chain", "nic_model", "console", "ports", "unsupported",
-          }  # what only libvirt notices
+          "forced_boot"}  # what only libvirt notices
 
 
 def test_the_page_s_table_is_made_from_the_profiles():

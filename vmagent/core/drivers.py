@@ -48,6 +48,7 @@ class Profile:
     cpu_mode: str = ""  # "" = none written
     cpu_cap: str = "quota"
     starts_paused: bool = True  # False = it is created and suspended at once; only where no guest really runs
+    forced_boot: bool = True  # a start takes "not from what was saved"; False = that is discarded first
     bulk_statistics: bool = True
     whole_host: bool = True  # the kernel here sees all of the host; False = it is itself a guest of it (dom0)
     measured_by: str = "process"  # a QEMU of its own, in the host's /proc | "calls" to the driver | "none": made up
@@ -93,6 +94,7 @@ _XEN = Profile(
     "xen",
     "hvm",
     cpu_cap="credit",
+    forced_boot=False,
     bulk_statistics=False,
     whole_host=False,
     measured_by="calls",
@@ -105,7 +107,7 @@ _XEN = Profile(
     cdrom_prefix="xvd",
     disk_io=False,
     backing_chain=False,
-    nic_model="",
+    nic_model="netfront",  # any other gives a guest with firmware a second way into the bridge, past its vif
     nic_mtu=False,
     paravirtual_devices=False,
     off_settles_s=20.0,

@@ -175,7 +175,8 @@ class Libvirt:
         if self._facts is None or vm in self._probing or vm in self._session.control.overdue():
             return
         self._probing.add(vm)
-        probing = self._session.control.run(vm, self._settings.stuck_after_s, _ask_monitor, vm)
+        monitor = self._facts.profile.measured_by == "process"
+        probing = self._session.control.run(vm, self._settings.stuck_after_s, _ask, vm, monitor)
         probing.addBoth(self._probed, vm)
 
     def _probed(self, outcome: Optional[Failure], vm: str) -> None:
@@ -273,8 +274,14 @@ def _slowness(cap: Optional[int]) -> float:
     return 1.0 if cap is None else max(1.0, SLIVER_PERCENT / cap)
 
 
-def _ask_monitor(conn: libvirt.virConnect, vm: str) -> None:
-    """One harmless call that must pass the QEMU monitor: about its first disk, whatever that is called."""
+def _ask(conn: libvirt.virConnect, vm: str, monitor: bool) -> None:
+    """One harmless call that must pass the QEMU monitor, about its first disk, whatever that is called; where guests
+    have none, their hypervisor.
+    """
     domain = lookup(conn, vm)
-    if domain is not None and domain.isActive():
+    if domain is None or not domain.isActive():
+        return
+    if monitor:
         domain.blockStats(next(iter(parts_of(domain.XMLDesc(0)).disks), ""))
+    else:
+        domain.info()

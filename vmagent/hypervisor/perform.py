@@ -143,11 +143,18 @@ class Hands:
             return
         if domain.autostart():
             domain.setAutostart(0)
-        if profile.starts_paused:
-            domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED | libvirt.VIR_DOMAIN_START_FORCE_BOOT)
-        else:
+        if not profile.starts_paused:
             domain.create()
             domain.suspend()
+            return
+        flags = libvirt.VIR_DOMAIN_START_PAUSED
+        if profile.forced_boot:
+            flags |= libvirt.VIR_DOMAIN_START_FORCE_BOOT
+        else:
+            self._discard_saved(domain, action)
+        domain.createWithFlags(flags)
+        if profile.cpu_cap == "credit":  # no definition holds it
+            self._apply_cpu(domain, action)
 
     # -- limits
 
