@@ -21,6 +21,7 @@ import uuid
 from pathlib import Path
 from typing import Any, Dict, Iterator
 
+from tests.support import confined
 from tests.support.agent import HOST, SITE, Agent
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -39,6 +40,7 @@ def roomy() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="vmagent-bench-", dir="/var/tmp") as name:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4t,mode=0755", "vmagent-bench", name], check=True)
         try:
+            confined.give(Path(name))
             yield Path(name)
         finally:
             subprocess.run(["umount", "--lazy", name], check=True)
