@@ -8,13 +8,13 @@ from typing import Any, Dict, List
 import pytest
 
 from tests.support import building as b
-from tests.support.host import FakeHost
-from tests.support.site import Site, again
+from tests.support.site import Site, again, lives
 from vmagent.adopter import Adopter
 from vmagent.core import schemas
 from vmagent.core.actions import Do
 from vmagent.core.commands import Signer
 from vmagent.core.model import CpuLimit, Outcome, Phase, Seen
+from vmagent.core.policy import TrustPolicy
 from vmagent.errors import Fault, FaultKind, Problem
 from vmagent.local import handles
 
@@ -242,11 +242,17 @@ def test_with_libvirt_away_nothing_is_promised(site: Site, theirs: Any) -> None:
     assert caught.value.kind is FaultKind.AWAY and site.world.records == {}
 
 
-def test_the_site_has_nothing_to_say_of_its_image(site: Site, theirs: Any) -> None:
-    adopt(site)
-    site.settle(lambda: is_ready(site))
-    record = site.world.records[VM]
-    assert site.consequences.distrust(record.spec, site.host.now()) is None
-    assert isinstance(site.host, FakeHost)
-    site.run(site.revoker.look())
-    assert site.world.records[VM] == record and site.alerts() == []
+def test_a_site_that_denies_what_nobody_endorsed_does_not_end_it(tmp_path: Path) -> None:
+    """Nobody knows what it was started from."""
+    policy = b.policy(trust=TrustPolicy(unendorsed="deny"), on_revoked="kill")
+    for sites in lives(tmp_path, policy=policy):
+        site = sites[0]
+        theirs = site.host.theirs(VM, "db1")
+        adopt(site)
+        site.settle(lambda at=site: is_ready(at))
+        record = site.world.records[VM]
+        site.run(site.revoker.look())
+        site.reconciler.mark(VM)
+        site.settle(site.reconciler.idle)
+        assert site.world.records[VM] == record and site.alerts() == []
+        assert site.consequences.distrust(record.spec, site.host.now()) is None and theirs.seen is Seen.RUNNING

@@ -112,7 +112,7 @@ class World:
         domain = DomainSeen(
             self.spec.vm, self.seen, self.reason, self.at, self.tag, self.name,
             devices=tuple(i.device for i in self.spec.interfaces) if live else (), cpu_by="quota",
-            disks=("vda", "vdb", *(f"vd{letter(disk)}" for disk in self.disks)),
+            disks=("hda",) if self.others else ("vda", "vdb", *(f"vd{letter(disk)}" for disk in self.disks)),
             disks_seen=tuple(DiskSeen(f"vd{letter(disk)}", serial(disk), disk.read_only) for disk in self.disks),
         )  # fmt: skip
         spoken = tuple(i.device for i in self.spec.interfaces) if self.spoken else ()
