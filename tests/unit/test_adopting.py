@@ -18,6 +18,7 @@ from vmagent.core.ending import gave_up, given_back
 from vmagent.core.model import CgroupSeen, CpuLimit, Desired, DiskSeen, Outcome, Seen, VmRecord
 from vmagent.core.plan import plan, tag_of
 from vmagent.errors import Problem, Problems
+from vmagent.local import views
 
 VM = "3b6f4c1e-1111-4222-8333-444455556666"
 ARGS: Dict[str, Any] = {"vm": VM, "owner": b.USER, "fqan": "/vo.example/Role=NULL", "lifetime_s": 3600}
@@ -308,3 +309,15 @@ def test_who_can_be_given_back() -> None:
     assert adopting.not_returnable(paused)[0].type == "not-adopted"
     over = given_back(wish(), Outcome.RETURNED, "x", "", b.now())
     assert adopting.not_returnable(over)[0].type == "ended"
+
+
+@pytest.mark.parametrize(("outcome", "over"),
+                         [(Outcome.EXPIRED, True), (Outcome.RETURNED, False), (Outcome.LOST, False)])
+def test_what_ended_is_over_although_its_definition_is_there_and_what_was_given_back_is_not(
+    outcome: Outcome, over: bool
+) -> None:
+    record = dataclasses.replace(given_back(wish(), outcome, "x", "", b.now()), closed=True)
+    foreign = theirs(record).look()
+    told = views.over(VM, [record], {VM: foreign}, b.now())
+    assert (told["over"], told["unknown"]) == (over, not over)
+    assert views.over(VM, [record], {}, b.now())["over"] is (outcome is not Outcome.RETURNED)

@@ -33,6 +33,7 @@ from vmagent.local import handles
 Json = Dict[str, Any]
 LIVE = (Seen.RUNNING, Seen.PAUSED, Seen.STOPPING, Seen.CRASHED, Seen.STUCK)
 BLIND = (Seen.UNKNOWN, Seen.FOREIGN)
+SEEN_TO_END = (Outcome.EXPIRED, Outcome.KILLED, Outcome.FINISHED, Outcome.CRASHED)
 
 
 def seen_of(record: VmRecord, observed: Mapping[str, Observed]) -> Observed:
@@ -184,8 +185,11 @@ def _member(record: VmRecord, observed: Mapping[str, Observed], now: Now) -> Jso
 
 
 def _remains(record: VmRecord, one: Optional[Observed]) -> Json:
-    if record.closed and (one is None or one.domain.seen is Seen.UNKNOWN):
+    unseen = one is None or one.domain.seen is Seen.UNKNOWN
+    left_to_others = record.spec.adopted and record.outcome in SEEN_TO_END
+    if record.closed and (unseen or left_to_others) and record.outcome is not Outcome.RETURNED:
         # Closing is the proof: a wish is closed only after two observations found nothing of it (DESIGN 6, note 5).
+        # What is there of an adopted guest that has ended was never ours.
         return {"process": False, "interface": False, "disk": False, "domain": False}
     if one is None or one.domain.seen in BLIND:
         return {"process": None, "interface": None, "disk": None, "domain": None}
