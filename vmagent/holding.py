@@ -11,6 +11,8 @@ Rules
    `report` leaves it.  What cannot even be read for BLIND_S counts as not restored.
 4. A VM that is being started, or whose limits are being changed, is the planner's; here it is only looked at.
 5. Everything found is a security.alert, once each time it begins.
+6. Where a guest's reboot makes a new domain that runs at once (Xen), an interface that goes away is shut: the new one
+   of that name stays so until the planner has proven all else.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Dict, FrozenSet, List, Mapping, Optional, Sequence, Set, Tupl
 
 from vmagent import ports
 from vmagent.consequences import Consequences
-from vmagent.core import events, proof, quota
+from vmagent.core import drivers, events, proof, quota
 from vmagent.core.actions import Action, Do
 from vmagent.core.changes import Change, Publish
 from vmagent.core.model import Drift, NetworkSeen, Seen, VmRecord, VmSpec
@@ -59,6 +61,7 @@ class Holder:
         self._clock = clock
         self._told: Dict[str, FrozenSet[Tuple[str, str]]] = {}  # VM id -> (what, device) found and not mended yet
         self._deferred: Set[str] = set()
+        self._closed: Set[str] = set()  # VM ids whose network we shut: their interfaces went away
         self._seen_at = clock.now().at  # when all was last read back, or known not to have changed
         self._holding = False
 
@@ -154,15 +157,38 @@ class Holder:
         else:
             return
         found = {record.vm: self._world.network[record.vm].drift for record in held}
-        ours = [record for record in held if found[record.vm] and not _planned(record, before[record.vm])]
+        await self._close([record for record in held if self._may_come_back(record, found[record.vm])])
+        ours = [record for record in held if found[record.vm] and record.vm not in self._closed
+                and not _planned(record, before[record.vm])]
         if ours:
             await self._restore(ours, found)
         for record in held:
             seen = self._world.network.get(record.vm)
             if _differs(before[record.vm], seen):
                 self._reconciler.mark(record.vm)
+        self._closed = {vm for vm in self._closed if self._world.network.get(vm, _NOTHING).drift}
         for vm in [vm for vm in self._told if not self._world.network.get(vm, _NOTHING).drift]:
             del self._told[vm]
+
+    def _may_come_back(self, record: VmRecord, found: Sequence[Drift]) -> bool:
+        """Its interface went away, and a reboot would make a new one of that name, which runs before it is limited."""
+        observed = self._world.observed.get(record.vm)
+        row = drivers.PROFILES.get(observed.domain.profile) if observed else None
+        return row is not None and row.off_settles_s > 0 and _has(found, "missing") and record.vm not in self._closed
+
+    async def _close(self, records: Sequence[VmRecord]) -> None:
+        """Until it is proven again its network is shut; opening it is the planner's, after all else."""
+        devices = [interface.device for record in records for interface in record.spec.interfaces]
+        if not devices:
+            return
+        try:
+            await self._firewall.close(devices)
+        except Fault as fault:
+            log.warning("the network of guests that may reboot cannot be shut: %s", fault)
+            return
+        self._closed.update(record.vm for record in records)
+        for record in records:
+            self._reconciler.mark(record.vm)
 
     async def _restore(self, records: Sequence[VmRecord], found: Mapping[str, Tuple[Drift, ...]]) -> None:
         """Mend, look again, tell; what is left over is lost."""

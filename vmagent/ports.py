@@ -185,6 +185,10 @@ class Firewall(Protocol):
     def forget(self, devices: Sequence[str]) -> Deferred[None]:
         """Remove rules and counters of these.  Faults: REFUSED (not ours), UNKNOWN."""
 
+    def close(self, devices: Sequence[str]) -> Deferred[None]:
+        """Drop all that these say and hear from now on, until their rules are applied or restored: `drift` tells it.
+        Counters stay.  Faults: REFUSED (not ours), UNKNOWN."""
+
     def nudge(self, bridge: str, addresses: Sequence[str]) -> None:
         """Make the kernel ask for these neighbours, so that a silent guest answers.  Never fails."""
 

@@ -206,3 +206,22 @@ def test_a_guest_without_interfaces_is_no_trouble(bench: Bench) -> None:
 def test_a_nudge_never_fails(bench: Bench) -> None:
     bench.firewall.nudge("no-such-bridge", ("192.0.2.10/24", "2001:db8::5/64"))
     bench.firewall.nudge("no-such-bridge", ("nonsense",))
+
+
+def test_closed_and_opened_again_with_its_counters(bench: Bench) -> None:
+    of = two_nics()
+    names = sorted(devices(of))
+    bench.do(Do.APPLY_FIREWALL, of)
+    assert bench.proven(of)
+    before = bench.settle(bench.firewall.counters())
+    for _ in range(2):
+        bench.settle(bench.firewall.close([*names, f"{INSTANCE}nobody"]))
+        found = bench.drift(of)[of.vm]
+        assert [(one.what, one.device) for one in sorted(found, key=lambda one: one.device)] == [
+            ("firewall", name) for name in names
+        ]
+        assert set(names) <= bench.settle(bench.firewall.devices())
+    bench.settle(bench.firewall.restore([of]))
+    assert bench.proven(of)
+    assert bench.settle(bench.firewall.counters()) == before
+    assert bench.refused(lambda: bench.firewall.close(["eth0"])) is FaultKind.REFUSED

@@ -86,3 +86,34 @@ def test_one_that_powers_itself_off_instead_has_ended(sites: List[Site]) -> None
     site.reconciler.mark(vm)
     site.settle(lambda: site.world.records[vm].outcome is Outcome.FINISHED)
     assert not reproven(site, vm)
+
+
+def test_its_network_is_shut_from_when_its_interface_went_away_until_all_else_is_proven(sites: List[Site]) -> None:
+    site = sites[0]
+    vm = started(site)
+    world = site.host.worlds[vm]
+    world.profile = "xen-pv"
+    site.reconciler.mark(vm)
+    site.settle(lambda: site.world.observed[vm].domain.profile == "xen-pv" and site.reconciler.idle())
+    world.unplugged = site.host.shaper.news = True
+    site.run(site.holder.hold())
+    assert site.host.firewall.closed == [interface.device for interface in world.spec.interfaces]
+    site.settle(lambda: site.reconciler.idle())
+    site.run(site.holder.hold(whole=True))
+    site.settle(lambda: site.reconciler.idle())
+    assert world.firewall is None, "neither loop opens it while there is no interface"
+    world.reborn()
+    site.reconciler.mark(vm)
+    site.settle(lambda: bool(reproven(site, vm)), seconds=2.0)
+    assert world.firewall == world.shape == world.spec.limits.nics
+    assert world.opened == []
+    site.run(site.holder.hold(whole=True))
+    assert [one["kind"] for one in site.alerts()] == []
+
+
+def test_elsewhere_an_interface_that_goes_away_is_nobody_s_reboot(sites: List[Site]) -> None:
+    site = sites[0]
+    vm = started(site)
+    site.host.worlds[vm].unplugged = site.host.shaper.news = True
+    site.run(site.holder.hold())
+    assert site.host.firewall.closed == []

@@ -14,6 +14,7 @@ from vmagent.errors import Fault, FaultKind
 
 _Made = Tuple[Interface, NicLimits, SiteFirewall]
 ABSENT = "none of its rules is there"
+CLOSED = "it has no entry in the maps"
 
 
 class FakeFirewall:
@@ -119,6 +120,14 @@ class FakeFirewall:
         for device in devices:
             for book in (self._made, self._wrong, self._frames, self._counters):
                 book.pop(device, None)
+        return succeed(None)
+
+    def close(self, devices: Sequence[str]) -> Deferred[None]:
+        refused = self._refusal(devices)
+        if refused is not None:
+            return fail(refused)
+        for device in set(devices) & self._made.keys():
+            self.tamper(device, CLOSED)
         return succeed(None)
 
     def nudge(self, bridge: str, addresses: Sequence[str]) -> None:

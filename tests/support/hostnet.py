@@ -74,6 +74,7 @@ class HostFirewall(_Port):
         super().__init__(host)
         self.counted: Dict[str, NicCounters] = {}
         self.restored: List[Tuple[str, ...]] = []  # each transaction's VMs
+        self.closed: List[str] = []
 
     def info(self) -> FirewallInfo:
         return FirewallInfo("sets", "a fake")
@@ -87,6 +88,14 @@ class HostFirewall(_Port):
         self.restored.append(tuple(spec.vm for spec in specs))
         for spec in specs:
             self.host.worlds[spec.vm].perform(Action(Do.APPLY_FIREWALL, spec))
+        self.news = True
+        return succeed(None)
+
+    def close(self, devices: Sequence[str]) -> Deferred[None]:
+        self.closed += devices
+        for world in self.host.worlds.values():
+            if {interface.device for interface in world.spec.interfaces} & set(devices):
+                world.firewall = None
         self.news = True
         return succeed(None)
 

@@ -73,8 +73,10 @@ class World:
         self.disk_of: Optional[int] = None  # which incarnation the overlay was made for
         self.fresh = True  # this domain has not executed since it was started
         self.broken: List[str] = []
+        self.opened: List[str] = []  # reboots after which its network was open at once
         self.spoken = False
         self.number: Optional[int] = None  # of the live domain
+        self.unplugged = False  # its interface is not there
         self.profile = "kvm"
         self.done: List[Do] = []
         self.name, self.autostart = "vma", False
@@ -126,6 +128,9 @@ class World:
         self.number = (self.number or 0) + 1
         self.seen, self.reason = Seen.RUNNING, "booted"
         self.cpu, self.weight, self.shape, self.scope_cpu = LOOSE, 0, None, LOOSE
+        self.unplugged = False
+        if self.firewall is not None:
+            self.opened.append("before its limits were there")
 
     def _limited(self, observed: Observed) -> Observed:
         """With what is read back from a live guest."""
@@ -141,7 +146,8 @@ class World:
         if not self.spec.interfaces:
             return ()
         nics, device = self.spec.limits.nics, self.spec.interfaces[0].device
-        rows = ((self.firewall != nics, "firewall"), (self.shape != nics, "bandwidth"), (self.isolated, "isolated"))
+        rows = ((self.firewall != nics, "firewall"), (self.shape != nics and not self.unplugged, "bandwidth"),
+                (self.isolated, "isolated"), (self.unplugged, "missing"))
         return tuple(Drift(what, device, "not as wanted") for differs, what in rows if differs)
 
     # -- changing
@@ -214,6 +220,8 @@ class World:
     def _apply_firewall(self, action: Action) -> None:
         self.left.add("firewall")
         self.firewall = self.spec.limits.nics
+        if self.seen in LIVE and not self.fresh and self.shape != self.spec.limits.nics and not self.unplugged:
+            self.opened.append("rules before its bandwidth")
 
     def _shape(self, action: Action) -> None:
         if self.seen in LIVE:

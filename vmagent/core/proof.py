@@ -102,7 +102,10 @@ def mended(spec: VmSpec, observed: Observed) -> Optional[Do]:
     """The first repair that is due; None = proven, or nothing that could be mended."""
     if scope_throttles(spec, observed.cgroup):
         return Do.TELL_SYSTEMD
-    for one in drift(spec, observed):
+    found = drift(spec, observed)
+    for one in found:
+        if one.what == "firewall" and any(other.what == "missing" for other in found):
+            continue  # opened again when the interface is there, and limited
         repair = REPAIRS.get(one.what)
         if repair is not None:
             return repair

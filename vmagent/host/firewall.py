@@ -141,6 +141,10 @@ class NftFirewall:
         """See ports.Firewall."""
         return self._run(_DEADLINE_S, self._forget, tuple(devices))
 
+    def close(self, devices: Sequence[str]) -> Deferred[None]:
+        """See ports.Firewall."""
+        return self._run(_DEADLINE_S, self._close, tuple(devices))
+
     def nudge(self, bridge: str, addresses: Sequence[str]) -> None:
         """See ports.Firewall.  Only where the bridge itself has an address in the guest's subnet."""
         self._neighbours.ask(bridge, addresses)
@@ -183,12 +187,21 @@ class NftFirewall:
         for device in gone:
             self._drop(device)
 
-    def _make_so(self, tables: Tables, wanted: Sequence[DeviceRules], gone: Sequence[str]) -> None:
+    def _close(self, devices: Sequence[str]) -> None:
+        shut = [ruleset.owned(self._instance, device) for device in devices]
+        with Tables() as tables:
+            if shut and self._reader.exists(tables):
+                self._make_so(tables, [], (), shut)
+
+    def _make_so(
+        self, tables: Tables, wanted: Sequence[DeviceRules], gone: Sequence[str], shut: Sequence[str] = ()
+    ) -> None:
         """In one transaction; once more when somebody else's commit came between reading and writing."""
         for left in reversed(range(_TRIES)):
             before = tables.generation()
-            found = self._read(tables, [*(each.device for each in wanted), *gone])
+            found = self._read(tables, [*(each.device for each in wanted), *gone, *shut])
             messages, touched = self._missing(wanted, gone, found)
+            messages += [message for device in shut for message in self._writer.closing(device, found)]
             if not messages:
                 return
             try:
@@ -197,7 +210,7 @@ class NftFirewall:
                 if not left or tables.generation() == before:
                     raise
                 continue
-            self._note(before, tables.generation(), touched)
+            self._note(before, tables.generation(), [*touched, *shut])
             return
 
     def _missing(

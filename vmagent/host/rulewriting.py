@@ -60,12 +60,15 @@ class RuleWriter:
             made += self._entry(base, wanted.device, found)
         return made
 
+    def closing(self, device: str, found: Found) -> List[Message]:
+        """Its entries alone: without them the default drop has it; chains, sets and counters stay."""
+        key = ruleset.map_key(device)
+        return [self._delete_entry(base, key) for base in BASES if key in found.maps.get(base, {})]
+
     def removal(self, device: str, found: Found) -> List[Message]:
         """Each thing is added before it is deleted: what is not there cannot be deleted."""
-        made: List[Message] = []
+        made = self.closing(device, found)
         chains = [f"{kind}_{device}" for kind in CHAINS]
-        key = ruleset.map_key(device)
-        made += [self._delete_entry(base, key) for base in BASES if key in found.maps.get(base, {})]
         made += [self._chain(nl.NEW_CHAIN, name) for name in chains]
         made += [self._flush(name) for name in chains]
         made += [self._chain(nl.DEL_CHAIN, name) for name in chains]
