@@ -15,6 +15,7 @@ from cryptography.x509.oid import NameOID
 
 from vmagent import configfile
 from vmagent.config import Config
+from vmagent.core.imagemodel import Boot, BootFile
 from vmagent.core.policy import Volume
 from vmagent.errors import Fault, FaultKind
 from vmagent.local import doctor
@@ -575,3 +576,22 @@ def test_what_this_hypervisor_lacks_is_told(config: Config, host: FakeHost) -> N
     assert examined(config, host, emulated)["guests"].level is Level.WARN
     assert examined(config, host, NOT_BUILT)["guests"].level is Level.FAIL
     assert examined(config, host, None)["guests"].level is Level.UNKNOWN
+
+
+@pytest.mark.parametrize(("owned", "level", "word"), [
+    (Owned("root", "root", 0o644), Level.OK, "all in place"),
+    (None, Level.FAIL, "boot/vmlinuz is missing"),
+    (Owned("root", "root", 0o664), Level.FAIL, "chmod go-w"),
+    (Owned("qemu", "root", 0o644), Level.FAIL, "chown root:"),
+])
+def test_what_an_image_boots_from_is_looked_at_too(
+    config: Config, host: FakeHost, owned: Optional[Owned], level: Level, word: str
+) -> None:
+    boot = Boot("pvh", BootFile("boot/vmlinuz", "00" * 64))
+    images = {"tiny": dataclasses.replace(config.policy.images["tiny"], boot=boot)}
+    if owned is not None:
+        host.owners["/var/lib/vmagent/images/boot/vmlinuz"] = owned
+    with_boot = dataclasses.replace(config, policy=dataclasses.replace(config.policy, images=images))
+    found = examined(with_boot, host)["images"]
+    assert found.level is level
+    assert word in f"{found.text} {found.mend}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, Mapping
+from typing import Iterator, List, Mapping
 
 from vmagent.local.doctor.findings import Check, Facts, Finding, Level, fail, joined, ok, unknown, warn
 from vmagent.local.doctor.users import QEMU_USERS
@@ -23,7 +23,9 @@ def space(facts: Facts) -> Finding:
 def images(facts: Facts) -> Finding:
     """A golden image must be readable for QEMU's user and belong to nobody who could change it (FACTS F19)."""
     found = [_image(facts, image) for image in sorted(facts.config.policy.images)]
-    whole = joined(found, warn("the catalogue is empty: nothing can be started", "describe images in images.catalogue"))
+    booted = [one for image in sorted(facts.config.policy.images) for one in _booted(facts, image)]
+    nothing = warn("the catalogue is empty: nothing can be started", "describe images in images.catalogue")
+    whole = joined([*found, *booted], nothing)
     return ok(f"{len(found)} golden images, all in place") if whole.level is Level.OK else whole
 
 
@@ -42,6 +44,18 @@ def _image(facts: Facts, image: str) -> Finding:
     if not owned.mode & 0o044:
         return fail(f"{image}: QEMU's user may not read {path}", f"chmod 644 {path}")
     return ok(f"{image} is in place")
+
+
+def _booted(facts: Facts, image: str) -> Iterator[Finding]:
+    """Kernel and initial RAM disk of its `boot`: root of dom0 reads them."""
+    boot = facts.config.policy.images[image].boot
+    for file in boot.files if boot is not None else ():
+        path = facts.config.images.directory / file.file
+        owned = facts.host.owned(path)
+        if owned is None:
+            yield fail(f"{image}: {path} is missing", "put the file there, or correct the image's boot")
+        elif owned.user in QEMU_USERS or owned.mode & 0o022:
+            yield fail(f"{image}: {path} can be changed by others than root", f"chown root: {path}; chmod go-w {path}")
 
 
 def store(facts: Facts) -> Finding:
