@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any, Callable, FrozenSet, Mapping
+from typing import Any, Callable, FrozenSet, Mapping, Tuple
 
 from vmagent import ports
 from vmagent.broker.endorsers import TrustedEndorsers
@@ -11,6 +11,7 @@ from vmagent.broker.trust import TrustStore
 from vmagent.config import Config
 from vmagent.core import imagewishes, walltime
 from vmagent.images.building import Surroundings, local_images, web
+from vmagent.images.fetch import GIB
 from vmagent.images.listsignature import LONGEST_SIGNED
 from vmagent.images.local import Contexts, LocalImages
 from vmagent.images.reading import UrlReader
@@ -23,11 +24,11 @@ LIST_S = 300.0  # the longest that fetching an image list may take
 
 def files(
     config: Config, reactor: Any, clock: ports.Clock, chance: random.Random, lanes: Mapping[str, Lanes],
-    needed: Callable[[], FrozenSet[str]], contexts: Contexts, floor_gib: Callable[[], int],
+    world: Callable[[], World], contexts: Contexts, floor_gib: Callable[[], int],
 ) -> LocalImages:
-    """Golden images, overlays and seeds on the local disk.  needed: see `wished`, of a world that is made later."""
+    """Golden images, overlays and seeds on the local disk.  world(): it is made later."""
     around = Surroundings(reactor, lanes["fetching"], chance.random, lambda: walltime.seconds(clock.now().wall),
-                          floor_gib, needed, contexts)
+                          floor_gib, lambda: wished(world()), contexts, lambda: own_disks(world()))
     return local_images(config.images, config.policy.images, lanes["images"], around, config.policy.volumes)
 
 
@@ -38,6 +39,15 @@ def wished(world: World) -> FrozenSet[str]:
     """
     used = frozenset(record.spec.image.sha512 for record in tuple(world.records.values()))
     return used | imagewishes.kept(world.settings, tuple(world.pending.values()))
+
+
+def own_disks(world: World) -> Mapping[str, Tuple[str, int]]:
+    """Of wishes that are not closed: VM id -> (SHA-512 of its golden image, bytes of its own disk).
+
+    Called on a lane's thread, as `wished`.
+    """
+    specs = {vm: record.spec for vm, record in tuple(world.records.items())}
+    return {vm: (spec.image.sha512, spec.disk_gib * GIB) for vm, spec in specs.items()}
 
 
 def lists(

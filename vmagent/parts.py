@@ -276,7 +276,7 @@ def build(config: Config, reactor: Any, clock: ports.Clock, chance: random.Rando
     policy = config.policy
     lanes = {name: Lanes(name, threads, reactor) for name, threads in THREADS.items()}
     store = _store(config, lanes["store"])
-    images = imageparts.files(config, reactor, clock, chance, lanes, lambda: imageparts.wished(world), store.context,
+    images = imageparts.files(config, reactor, clock, chance, lanes, lambda: world, store.context,
                               lambda: consequences.policy.disk_floor_gib)
     interfaces.ours_alone(policy.instance)
     kernel = kernelparts.kernel(policy, lanes["network"])

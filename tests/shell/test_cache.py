@@ -29,9 +29,9 @@ class Cached:
         for age, name in enumerate(NAMES[:3]):
             self.put(name, used_at=1000 + age)
 
-    def again(self, limit: int = 4 * SIZE - KIB, floor: int = 0) -> Cache:
+    def again(self, limit: int = 4 * SIZE - KIB, floor: int = 0, disks: Any = dict) -> Cache:
         """As after a restart."""
-        shelf = Shelf(self.folder, self.overlays, limit, lambda: floor, 3600)
+        shelf = Shelf(self.folder, self.overlays, limit, lambda: floor, 3600, disks)
         self.cache = Cache(shelf, lambda: frozenset(self.needed), lambda: 2_000_000_000.0)
         self.cache.prepare()
         return self.cache
@@ -94,6 +94,18 @@ def test_nothing_goes_while_nobody_knows_what_an_overlay_stands_on(cached: Cache
     assert cached.names() == {NAMES[0], NAMES[2]} and cached.cache.path(NAMES[1]).exists()
     overlay.rename(cached.folder / "elsewhere")
     cached.cache.evict(NAMES[2])
+
+
+def test_an_overlay_that_only_qemu_s_user_may_read_stands_on_what_its_wish_names(cached: Cached) -> None:
+    """A directory stands for it: root reads everything else."""
+    (cached.overlays / "vm.qcow2").mkdir()
+    (cached.overlays / "vm.snap-x.qcow2").mkdir()
+    cached.again(disks=lambda: {"vm": (NAMES[0], 2**30)})
+    with pytest.raises(Fault, match="a VM stands on it$"):
+        cached.cache.evict(NAMES[0])
+    cached.cache.forget(NAMES[0])
+    assert cached.cache.path(NAMES[0]).exists(), "its guest runs"
+    cached.cache.evict(NAMES[1])
 
 
 def test_an_overlay_in_the_making_or_without_a_backing_file_holds_nothing(cached: Cached) -> None:

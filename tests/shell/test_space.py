@@ -71,6 +71,17 @@ def test_what_the_disks_of_others_may_grow_to_is_theirs(tmp_path: Path) -> None:
     room.make("b", 4 * GIB)
 
 
+def test_what_only_qemu_s_user_may_read_is_as_large_as_its_wish_says(tmp_path: Path) -> None:
+    """A directory stands for it: root reads everything else."""
+    (tmp_path / "a.qcow2").mkdir()
+    room = Room(tmp_path, 10 * GIB)
+    room.make("b", 10 * GIB - 2**20)
+    (tmp_path / "b.scratch-c.raw").unlink()
+    room._disks = lambda: {"a": ("ab" * 64, 6 * GIB)}
+    refused(room, "b", 5 * GIB)
+    room.make("b", 4 * GIB)
+
+
 def test_one_s_own_earlier_disk_and_layers_under_the_topmost_take_no_more(tmp_path: Path) -> None:
     room = Room(tmp_path, 10 * GIB)
     room.make("a", 8 * GIB)

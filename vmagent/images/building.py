@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable, FrozenSet, Mapping, Optional
+from typing import Any, Callable, FrozenSet, Mapping, Optional, Tuple
 from urllib.parse import urlsplit
 
 from vmagent.config import FetchSettings, ImageSettings
@@ -22,7 +22,8 @@ class Surroundings:
     """What the images need of the rest.
 
     reactor: Twisted's; fetching: lanes of their own, for what takes long; chance(): 0 to 1; wall(): seconds since 1970;
-    floor_gib(): that stay free; needed(): SHA-512s that wishes name; contexts: what a start gave its guests.
+    floor_gib(): that stay free; needed(): SHA-512s that wishes name; contexts: what a start gave its guests;
+    disks(): of each VM that has a wish, the SHA-512 of what its own disk stands on, and its bytes.
     """
 
     reactor: Any
@@ -32,6 +33,7 @@ class Surroundings:
     floor_gib: Callable[[], int]
     needed: Callable[[], FrozenSet[str]]
     contexts: Contexts
+    disks: Callable[[], Mapping[str, Tuple[str, int]]] = dict
 
 
 def local_images(
@@ -43,13 +45,13 @@ def local_images(
     def floor() -> int:
         return around.floor_gib() * GIB
 
-    shelf = Shelf(kept.directory, settings.overlays, kept.size_gib * GIB, floor, kept.part_keep_s)
+    shelf = Shelf(kept.directory, settings.overlays, kept.size_gib * GIB, floor, kept.part_keep_s, around.disks)
     cache = Cache(shelf, around.needed, around.wall)
     bounds = Bounds(fetch.largest_gib * GIB, fetch.stall_s, fetch.deadline_s)
     fetcher = Fetcher(web(fetch, around.reactor), around.fetching, around.reactor, bounds, fetch.files, cache.room)
     downloads = Downloads(fetcher, cache, around.fetching, around.reactor, around.chance, fetch.parallel,
                           floor, settings.largest_disk_gib * GIB)
-    space = Space(settings.overlays, floor)
+    space = Space(settings.overlays, floor, around.disks)
     return LocalImages(settings, catalogue, lanes, around.contexts, cache, downloads, space, volumes)
 
 

@@ -48,13 +48,16 @@ _LONGEST_NOTE = 1 << 16
 
 @dataclass(frozen=True)
 class Shelf:
-    """Where, and how much: limit in bytes of all files together; floor(): bytes that stay free on the disk."""
+    """Where, and how much: limit in bytes of all files together; floor(): bytes that stay free on the disk; disks(): of
+    each VM that has a wish, the SHA-512 of what its own disk stands on, and its bytes.
+    """
 
     directory: Path
     overlays: Path
     limit: int
     floor: Callable[[], int]
     part_keep_s: float
+    disks: Callable[[], Mapping[str, Tuple[str, int]]] = dict
 
 
 class Cache:
@@ -212,8 +215,10 @@ class Cache:
     def _stood_on(self) -> Tuple[FrozenSet[str], str]:
         """What the overlays here name as their backing file; and the first that does not say so, "" = all did.
 
-        One that is in the making, or was taken away meanwhile, is that of a wish, which names its image.
+        One that is in the making, or was taken away meanwhile, is that of a wish, which names its image.  So does the
+        wish of one that is QEMU's user's while its guest runs, which only root can read.
         """
+        wished = self._shelf.disks()
         found, doubt = set(), ""
         for overlay in self._shelf.overlays.glob("*.qcow2*"):
             try:
@@ -221,7 +226,10 @@ class Cache:
             except FileNotFoundError:
                 continue
             except (OSError, Fault) as error:
-                if overlay.suffix == ".qcow2":
+                vm = overlay.name.split(".")[0]
+                if isinstance(error, OSError) and vm in wished:
+                    found.add(wished[vm][0])
+                elif overlay.suffix == ".qcow2":
                     doubt = doubt or f"; {overlay} cannot be read, so nobody knows what it stands on: {_why(error)}"
                 continue
             if behind.parent == self._shelf.directory:

@@ -6,8 +6,9 @@ Rules
 2. Work on one VM stands in its own lane; verifying an image stands in the image's lane, so a hundred VMs on one image
    hash it once.
 3. Overlay and seed belong to us with mode 0600; libvirt hands them to QEMU's user while the guest runs, and to whom it
-   likes afterwards.  So none is ever opened here again: they are listed, measured and unlinked, which takes our
-   directories alone.  These can be passed through by anybody (o+x), not listed.
+   likes afterwards.  So none has to be opened here again: they are listed, measured and unlinked, which takes our
+   directories alone, and what only their headers know is asked of the wish.  These can be passed through by anybody
+   (o+x), not listed.
 4. Golden images are only read.  QEMU's user must be able to read them; nobody changes their owner (FACTS F19).
 """
 

@@ -13,7 +13,7 @@ import contextlib
 import os
 import threading
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Iterator, Tuple
+from typing import Callable, Dict, Iterable, Iterator, Mapping, Tuple
 
 from vmagent.errors import Fault, FaultKind
 from vmagent.images.header import disk_size
@@ -22,11 +22,16 @@ GIB = 2**30
 
 
 class Space:
-    """The file system of `overlays`; floor(): bytes that stay free, as the site says it now."""
+    """The file system of `overlays`; floor(): bytes that stay free, as the site says it now; disks(): of each VM that
+    has a wish, what its own disk stands on, and its bytes.
+    """
 
-    def __init__(self, overlays: Path, floor: Callable[[], int]) -> None:
+    def __init__(
+        self, overlays: Path, floor: Callable[[], int], disks: Callable[[], Mapping[str, Tuple[str, int]]] = dict
+    ) -> None:
         self._overlays = overlays
         self._floor = floor
+        self._disks = disks
         self._lock = threading.Lock()
         self._making: Dict[str, int] = {}  # VM id -> bytes
 
@@ -37,8 +42,9 @@ class Space:
         Faults: FULL.  Errors: OSError.
         """
         with self._lock:
+            growth = _growth(files, self._disks()).items()
             promised = sum(self._making.values()) + sum(
-                grows for other, grows in _growth(files).items() if other != vm and other not in self._making)
+                grows for other, grows in growth if other != vm and other not in self._making)
             floor = self._floor()
             left = self._free() - floor - promised
             if needed > left:
@@ -57,15 +63,27 @@ class Space:
         return disk.f_bavail * disk.f_frsize
 
 
-def _growth(files: Iterable[Tuple[str, Path]]) -> Dict[str, int]:
+def _growth(files: Iterable[Tuple[str, Path]], disks: Mapping[str, Tuple[str, int]]) -> Dict[str, int]:
     """By VM, what its files may still take: the topmost of its layers, which is the emptiest, and its scratch disks."""
     layers: Dict[str, int] = {}
     scratch: Dict[str, int] = {}
     for vm, path in files:
         with contextlib.suppress(FileNotFoundError):  # it was taken away meanwhile
-            grows = max(0, disk_size(path) - path.stat().st_blocks * 512)
+            grows = max(0, _size(path, disks.get(vm, ('', 0))[1]) - path.stat().st_blocks * 512)
             if path.suffix == ".qcow2":
                 layers[vm] = max(grows, layers.get(vm, 0))
             else:
                 scratch[vm] = grows + scratch.get(vm, 0)
     return {vm: layers.get(vm, 0) + scratch.get(vm, 0) for vm in {*layers, *scratch}}
+
+
+def _size(path: Path, wished: int) -> int:
+    """Bytes that a guest sees in it.  What is QEMU's user's while its guest runs cannot be read, unless we are root:
+    then the wish says it.  A VM without a wish does not run, and what is left of it does not grow.
+    """
+    try:
+        return disk_size(path)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return wished if path.suffix == ".qcow2" else path.stat().st_size
