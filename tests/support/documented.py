@@ -8,7 +8,8 @@ A block of shell says so behind its fence, where no reader sees it:
     ```sh activemq           the same
     ```sh not-run: WHY       cannot be run here; parsed all the same
 
-What stands in a line of text as `code` and begins with one of our commands is `agent`; with a tool of the host, `host`.
+What stands in a line of text as `code` and begins with one of our commands is `agent`; with a tool of the host, `host`:
+told of, and not run.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ KINDS = ("agent", "host", "rabbitmq", "activemq")
 NOT_RUN = "not-run: "
 OURS = ("vmagent", "vmagentctl", "vmagent-site", "check_vmagent", "check_vm_creation")
 TOOLS = ("systemctl", "journalctl", "nft", "tc", "virsh", "sysctl", "firewall-cmd")
-MENTIONS = re.compile(r"(virsh \S+|nft (list|monitor)|tc -s qdisc show dev|systemctl edit vmagent)")  # no whole command
+PLACEHOLDER = re.compile(r"\.\.\.|<[a-z]+>|\b[A-Z]{3,}\b")
+MENTIONS = re.compile(r"virsh \S+|nft (list|monitor)|tc -s qdisc show dev|systemctl (edit vmagent|set-property)")
 HISTORY = ("CHANGELOG.md", "SPECIFICATION.md")  # name commands, tell nobody to give them
 
 
@@ -80,7 +82,8 @@ def inline(page: Path) -> Iterator[Line]:
     for number, row in enumerate(text.splitlines(), 1):
         for code in CODE.findall(row):
             words = code.split()
-            if len(words) > 1 and words[0] in OURS + TOOLS and not re.search(r"\.\.\.|<[a-z]+>|\b[A-Z]{3,}\b", code):
+            if len(words) > 1 and words[0] in OURS + TOOLS and not PLACEHOLDER.search(code) \
+                    and not MENTIONS.fullmatch(code):
                 kind = "agent" if words[0] in OURS else "host"
                 yield Line(str(page.relative_to(ROOT)), number, code, kind, inline=True)
 
