@@ -2,8 +2,8 @@
 
 A block of shell says so behind its fence, where no reader sees it:
 
-    ```sh agent              our own commands: tests/real/test_documented_commands.py, against one agent
-    ```sh host               a whole host with systemd: tests/hosts/test_documented_commands.py
+    ```sh agent              our own commands: test_documented_commands.py of the levels broker and real
+    ```sh host               a whole host with systemd: parsed, and not run by a test
     ```sh rabbitmq           tests/broker/test_examples.py, against that broker
     ```sh activemq           the same
     ```sh not-run: WHY       cannot be run here; parsed all the same
