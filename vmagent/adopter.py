@@ -60,6 +60,7 @@ class Adopter:
                 await self._refused(ADOPT, args["vm"], signer, problem)
             raise
         if not args.get("dry_run"):
+            self._world.foreign = tuple(one for one in self._world.foreign if one.uuid != vm)
             self._mark(vm)
         return told
 
