@@ -8,8 +8,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Dict
 
-import libvirt
-
 from tests.support import bootsector
 from tests.support.bootedhost_image import GUEST
 from tests.support.hypervisor import INSTANCE, Disks, Outside, Rig, Volumes, nobody_halted, settings
@@ -46,11 +44,6 @@ class XenOutside(Outside):
 
     def schedule(self, vm: str, parameters: Dict[str, int]) -> None:
         self.domain(vm).setSchedulerParameters(parameters)
-
-    def forget(self, domain: libvirt.virDomain) -> None:
-        if domain.hasManagedSaveImage():
-            domain.managedSaveRemove()
-        domain.undefine()
 
 
 class XenRig(Rig):

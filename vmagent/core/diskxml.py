@@ -32,6 +32,9 @@ IOTUNE = {
 }  # DiskIo's members and libvirt's names for them, in XML and in calls alike
 
 
+SEED_PLACE = 1
+
+
 @dataclass(frozen=True)
 class DiskSource:
     """Where the bytes of a disk are: an absolute path, and what they are."""
@@ -67,7 +70,7 @@ def own_disks(devices: Element, spec: VmSpec, profile: Profile, overlay: str, se
         add(backing, "backingStore")
     add(disk, "target", dev=first, bus=profile.disk_bus)
     _iotune(disk, spec.limits.disk_io, profile)
-    disk = add(devices, "disk", type="file", device="disk")
+    disk = add(devices, "disk", type="file", device=_device(False, SEED_PLACE, True, profile))
     add(disk, "driver", name=profile.disk_driver, type="raw")
     add(disk, "source", file=seed)
     add(disk, "target", dev=second, bus=profile.disk_bus)
@@ -85,7 +88,7 @@ def asked_disk(devices: Element, disk: Disk, source: DiskSource, limits: DiskIo,
     ours = disk.kind == SCRATCH
     # snapshot="no": libvirt would put a layer beside every disk that a snapshot does not name, a site's volume too.
     found = add(devices, "disk", type="block" if source.block else "file",
-                device="cdrom" if disk.kind == CDROM else "disk", snapshot="no")
+                device=_device(disk.kind == CDROM, disk.place, disk.read_only, profile), snapshot="no")
     add(found, "driver", name=profile.disk_driver, type=source.format, cache="writeback",
         discard="unmap" if ours else "")
     where = add(found, "source", **{"dev" if source.block else "file": source.path})
@@ -100,6 +103,10 @@ def asked_disk(devices: Element, disk: Disk, source: DiskSource, limits: DiskIo,
     if disk.read_only:
         add(found, "readonly")
     return found
+
+
+def _device(cdrom: bool, place: int, read_only: bool, profile: Profile) -> str:
+    return "cdrom" if cdrom or (read_only and place < profile.read_only_from) else "disk"
 
 
 def asked_xml(disk: Disk, source: DiskSource, limits: DiskIo, profile: Profile) -> str:

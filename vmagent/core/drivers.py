@@ -60,6 +60,7 @@ class Profile:
     disk_driver: str = "qemu"  # what serves an overlay's format
     disk_bus: str = "virtio"
     disk_names: Tuple[str, str] = ("vda", "vdb")  # overlay, seed
+    read_only_from: int = 0  # the first place of a disk that can be read only; before it that takes a CD-ROM
     disk_serials: bool = True  # a guest sees a disk's serial
     cdrom_bus: str = "sata"
     cdrom_prefix: str = "sd"
@@ -95,6 +96,7 @@ _XEN = Profile(
     "hvm",
     cpu_cap="credit",
     forced_boot=False,
+    undefine_flags=("MANAGED_SAVE",),
     bulk_statistics=False,
     whole_host=False,
     measured_by="calls",
@@ -102,6 +104,7 @@ _XEN = Profile(
     shutdown_needs="Xen's own drivers",
     disk_bus="xen",
     disk_names=("xvda", "xvdb"),
+    read_only_from=4,  # the first four are emulated as IDE disks too, and libxl starts no guest with such a one
     disk_serials=False,
     cdrom_bus="xen",
     cdrom_prefix="xvd",
@@ -114,7 +117,7 @@ _XEN = Profile(
     unsupported=frozenset({Do.APPLY_DISK_IO, Do.TAKE_SNAPSHOT, Do.DELETE_SNAPSHOT, *LIVE_DISKS}),
 )
 _XEN_PV = dataclasses.replace(_XEN, name="xen-pv", os_type="linux", guest=PV, firmware=False, bootloader="pygrub",
-                              console="xen")
+                              console="xen", read_only_from=0)
 _QEMU_UNDEFINE = ("MANAGED_SAVE", "SNAPSHOTS_METADATA", "NVRAM", "CHECKPOINTS_METADATA")
 PROFILES: Mapping[str, Profile] = {
     row.name: row

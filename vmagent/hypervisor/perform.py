@@ -151,7 +151,7 @@ class Hands:
         if profile.forced_boot:
             flags |= libvirt.VIR_DOMAIN_START_FORCE_BOOT
         else:
-            self._discard_saved(domain, action)
+            _forget_saved(domain)
         domain.createWithFlags(flags)
         if profile.cpu_cap == "credit":  # no definition holds it
             self._apply_cpu(domain, action)
@@ -261,6 +261,15 @@ class Hands:
         else:
             self._discard_saved(domain, action)
             domain.undefine()
+
+
+def _forget_saved(domain: libvirt.virDomain) -> None:
+    """Also what a save that failed left behind, of which libvirt does not tell: the start would go on from that."""
+    try:
+        domain.managedSaveRemove()
+    except libvirt.libvirtError:
+        if domain.hasManagedSaveImage():
+            raise
 
 
 def _disk(action: Action) -> Disk:
