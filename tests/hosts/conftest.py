@@ -1,5 +1,8 @@
 """One booted host of each kind, with the checkout in it, for the whole level; a fresh one, once per test, when it is
 lost.
+
+`on_host` and `on_xen` hand out whatever host there is, which may have the agent on it; `on_fresh_host` is for a module
+whose first test must find one that has never seen it.  Every test makes for itself what it needs of what came before.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ class Keeper:
         return self._host
 
 
-def kept(xen: bool) -> Iterator[OnHost]:
+def kept(xen: bool) -> Iterator[Keeper]:
     """For a fixture."""
     lacking = bootedhost_image.missing()
     if lacking:
@@ -62,9 +65,17 @@ def kept(xen: bool) -> Iterator[OnHost]:
 
 
 @pytest.fixture(scope="session")
-def on_host() -> Iterator[OnHost]:
+def on_host() -> Iterator[Keeper]:
     """KVM."""
     yield from kept(xen=False)
+
+
+@pytest.fixture(scope="module")
+def on_fresh_host(on_host: Keeper) -> Iterator[OnHost]:
+    """KVM, booted anew for this module, and gone with it."""
+    on_host.close()
+    yield on_host
+    on_host.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,30 +1,36 @@
-"""The package on a booted host: installed, configured for one bridge and one tiny image, asked by vmagentctl.
+"""The package on a booted host: installed, configured for one bridge and two tiny images, asked by vmagentctl.
 
-No broker answers there: the local socket is the way in, and what the agent holds it holds without anybody outside.
+By itself no broker answers there: the local socket is the way in, and what the agent holds it holds without anybody
+outside.  tests/support/bootedsite.py puts a site around it.  Which user the agent is, the unit says.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shlex
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable, List
+from typing import Any, Callable, Dict, List, Mapping
 
+import vmagent
 from tests.support import bootsector
 from tests.support.bootedhost import BootedHost
-from tests.support.package import build
+from tests.support.package import build, copied
 
 BRIDGE = "br0"
 INSTANCE = "vma"
 TABLE = f"vmagent_{INSTANCE}"
 SUBNET = "10.77.0"
 HOLD_S = 3
+RPM_S = 120.0
 CAP = 40
 RATE = "20mbit"
-IMAGE = bootsector.BUSY.ljust(bootsector.DISK_BYTES, b"\0")
+IMAGES = {name: code.ljust(bootsector.DISK_BYTES, b"\0")
+          for name, code in (("busy", bootsector.BUSY), ("speaks", bootsector.SPEAKS))}  # fmt: skip
+PACKAGES = ("python3-vmagent", "vmagent")
 ASK = b"""import json, socket, sys
 link = socket.socket(socket.AF_UNIX)
 link.connect("/run/vmagent/vmagent.sock")
@@ -40,8 +46,9 @@ CONFIG = {
     "security": {"commands": "broker"},
     "networks": {"public": {"bridge": BRIDGE, "addressing": "controller", "subnets": [f"{SUBNET}.0/24"]}},
     "flavours": {"tiny": {"cores": 1, "memory_mib": 32, "disk_gib": 1, "cpu_cap_core_percent": CAP}},
-    "images": {"catalogue": {"busy": {
-        "file": "busy.raw", "format": "raw", "sha512": hashlib.sha512(IMAGE).hexdigest()}}},
+    "images": {"catalogue": {
+        name: {"file": f"{name}.raw", "format": "raw", "sha512": hashlib.sha512(content).hexdigest()}
+        for name, content in IMAGES.items()}},
     "limits": {"cores": 2, "memory_mib": 256, "disk_gib": 2, "lifetime_s": 3600, "count": 4},
     "capacity": {"reserved_memory_mib": 256, "disk_floor_gib": 1},
     "hypervisor": {"emulation": "allow"},
@@ -49,25 +56,56 @@ CONFIG = {
 }  # fmt: skip
 
 
-def install(host: BootedHost) -> None:
-    """As an administrator would: the package, a configuration, an image, a bridge.  Once per host."""
-    if host.run("rpm -q vmagent").code == 0:
-        return
+@functools.cache
+def built(version: str = "") -> Mapping[str, bytes]:
+    """The two packages that such a host needs, of this checkout; version: as if it had another number."""
     with tempfile.TemporaryDirectory() as folder:
-        built = build(Path(folder))
-        host.put({f"/var/tmp/{name}.rpm": built[name].read_bytes() for name in ("python3-vmagent", "vmagent")})
-    host.sh("rpm -i --nodeps /var/tmp/python3-vmagent.rpm /var/tmp/vmagent.rpm", 120)
-    host.sh("systemctl -q disable vmagent vmagent-guard", 120)
-    host.put({"/etc/vmagent/vmagent.yaml": json.dumps(CONFIG).encode(), "/var/lib/vmagent/images/busy.raw": IMAGE})
+        checkout = copied(Path(folder) / "checkout")
+        if version:
+            place = checkout / "vmagent/__init__.py"
+            place.write_text(place.read_text().replace(f'"{vmagent.__version__}"', f'"{version}"'))
+        made = build(Path(folder) / "made", checkout)
+        return {name: made[name].read_bytes() for name in PACKAGES}
+
+
+def rpm(host: BootedHost, how: str, version: str = "") -> str:
+    """Install or upgrade (`rpm HOW`) to these packages; what rpm said."""
+    where = f"/var/tmp/rpm-{version}"
+    host.put({f"{where}/{name}.rpm": content for name, content in built(version).items()})
+    return host.sh(f"rpm {how} --nodeps {' '.join(f'{where}/{name}.rpm' for name in PACKAGES)}", RPM_S)
+
+
+def bridge(host: BootedHost) -> None:
+    """The bridge that guests are plugged into: the administrator's, never ours."""
     host.put({
         f"/etc/systemd/network/{BRIDGE}.netdev": f"[NetDev]\nName={BRIDGE}\nKind=bridge\n".encode(),
         f"/etc/systemd/network/{BRIDGE}.network":
             f"[Match]\nName={BRIDGE}\n[Network]\nAddress={SUBNET}.1/24\nConfigureWithoutCarrier=yes\n".encode(),
     })  # fmt: skip
-    host.put({"/var/tmp/ask.py": ASK})
     host.sh("networkctl reload")
     host.until(f"ip -br addr show dev {BRIDGE} | grep -q {SUBNET}.1/", 20, "the bridge")
+
+
+def configure(host: BootedHost, **changes: Any) -> None:
+    """What stands in the installed package's configuration, and the images that it names."""
+    files: Dict[str, bytes] = {f"/var/lib/vmagent/images/{name}.raw": content for name, content in IMAGES.items()}
+    host.put({**files, "/etc/vmagent/vmagent.yaml": json.dumps({**CONFIG, **changes}).encode(), "/var/tmp/ask.py": ASK})
     host.sh("vmagent --check-config")
+
+
+def install(host: BootedHost) -> None:
+    """As an administrator would: the package, a configuration, an image, a bridge.  Once per host."""
+    if host.run("rpm -q vmagent").code == 0:
+        return
+    rpm(host, "-i")
+    host.sh("systemctl -q disable vmagent vmagent-guard", 120)
+    bridge(host)
+    configure(host)
+
+
+def user(host: BootedHost) -> str:
+    """Whom the unit names."""
+    return host.sh("systemctl show -p User --value vmagent.service").strip() or "root"
 
 
 def ask(host: BootedHost, verb: str, **args: Any) -> Any:

@@ -19,6 +19,18 @@ asked for and ejects them (QEMU's docs/specs/acpi_pci_hotplug).
 
     cli; xor %eax,%eax; mov $0xae10,%dx; out %eax,(%dx)                         # the root bus
  1: mov $0xae04,%dx; in (%dx),%eax; mov $0xae08,%dx; out %eax,(%dx); jmp 1b
+
+SPEAKS rests between the ticks of its clock (18 a second).  At each it writes a dot to its serial port, or says back
+what was said to it; when somebody presses the power button, a machine of type `pc` is off.
+
+    cli; xor %ax,%ax; mov %ax,%ss; mov $0x7c00,%sp; sti
+    mov $0x602,%dx; mov $0x0100,%ax; out %ax,(%dx)                              # ACPI: the button counts
+ 1: hlt
+    mov $0x3fd,%dx; in (%dx),%al; test $1,%al                                   # has anybody said something?
+    mov $'.',%al; mov $0x3f8,%dx; jz 2f; in (%dx),%al
+ 2: out %al,(%dx)
+    mov $0x600,%dx; in (%dx),%ax; test $1,%ah; jz 1b
+    mov $0x604,%dx; mov $0x2000,%ax; out %ax,(%dx); jmp 1b                      # off
 """
 
 from __future__ import annotations
@@ -31,4 +43,8 @@ _CODE = bytes.fromhex(
 BUSY = _CODE + bytes(510 - len(_CODE)) + b"\x55\xaa"
 _EJECT = bytes.fromhex("fa6631c0ba10ae66efba04ae66edba08ae66efebf4")
 EJECTS = _EJECT + bytes(510 - len(_EJECT)) + b"\x55\xaa"
+_SPEAK = bytes.fromhex(
+    "fa31c08ed0bc007cfbba0206b80001eff4bafd03eca801b02ebaf8037401eceeba0006edf6c40174e7ba0406b80020efebde"
+)
+SPEAKS = _SPEAK + bytes(510 - len(_SPEAK)) + b"\x55\xaa"
 DISK_BYTES = 2 * 2**20  # SeaBIOS reads nothing from a disk of less than about one MiB
