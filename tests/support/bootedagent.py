@@ -86,8 +86,8 @@ def bridge(host: BootedHost) -> None:
     host.until(f"ip -br addr show dev {BRIDGE} | grep -q {SUBNET}.1/", 20, "the bridge")
 
 
-def configure(host: BootedHost, **changes: Any) -> None:
-    """What stands in the installed package's configuration, and the images that it names."""
+def configure(host: BootedHost, changes: Mapping[str, Any] = {}) -> None:  # noqa: B006 - never written to
+    """What stands in the installed package's configuration (CONFIG but for `changes`), and the images that it names."""
     files: Dict[str, bytes] = {f"/var/lib/vmagent/images/{name}.raw": content for name, content in IMAGES.items()}
     host.put({**files, "/etc/vmagent/vmagent.yaml": json.dumps({**CONFIG, **changes}).encode(), "/var/tmp/ask.py": ASK})
     host.sh("vmagent --check-config")
