@@ -3,7 +3,7 @@
 A block of shell says so behind its fence, where no reader sees it:
 
     ```sh agent              our own commands: tests/broker/test_documented_commands.py
-    ```sh host               a whole host with systemd: parsed, and not run by a test
+    ```sh host               a whole host with systemd: run by level `hosts`
     ```sh rabbitmq           tests/broker/test_examples.py, against that broker
     ```sh activemq           the same
     ```sh not-run: WHY       cannot be run here; parsed all the same
