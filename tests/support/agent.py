@@ -163,7 +163,7 @@ class Controller:
         return [b for b in bodies if not type or b["type"] == f"org.vmagent.{type}"]
 
     def states(self, vm: str) -> List[Mapping[str, Any]]:
-        return [e["data"] for e in self.events("vm.state") if e["data"]["vm"] == vm]
+        return [e["data"] for e in self.events("vm.state") if e["data"].get("vm") == vm]
 
     def phases(self, vm: str) -> List[str]:
         phases: List[str] = []

@@ -2,7 +2,7 @@
 
 A block of shell says so behind its fence, where no reader sees it:
 
-    ```sh agent              our own commands: tests/broker/test_documented_commands.py
+    ```sh agent              our own commands: tests/broker and tests/real/test_documented_commands.py
     ```sh host               a whole host with systemd: run by level `hosts`
     ```sh rabbitmq           tests/broker/test_examples.py, against that broker
     ```sh activemq           the same

@@ -1,7 +1,7 @@
 """The site of the documents, and their commands of ours, run as they stand there.
 
 EXAMPLE, wn001.example.org, el9-worker, worker-7, batch-4711: `prepared` writes the files that they name.  What needs a
-guest (`with_guests`) is parsed by tests/unit/test_docs.py and run by no test yet.
+guest is for tests/real/test_documented_commands.py, all else for tests/broker/test_documented_commands.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shlex
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Tuple
 
 import psutil
 
@@ -27,6 +27,8 @@ from vmagent.local.ctl_parser import VERBS_ON_VMS
 
 HOST, SITE = "wn001.example.org", "EXAMPLE"
 VM = "worker-7"
+START = ["start", "--owner", "/DC=org/DC=example/CN=A User", "--image", "el9-worker", "--flavour", "small",
+         "--lifetime", "2h", "--network", "public", "--name", VM, "--tag", "batch-4711"]
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIO3B0yC6l0yX8pQ3ZVtCzXb5b7m8m7l6pY8m4bJ8m2bJ me@example.org"
 OF_IMAGES = "docs/operations/images.md"
 CHOOSING = {"limits", *(name for name, _, _ in VERBS_ON_VMS)}  # without a VM they mean nothing, which no parser says
@@ -99,6 +101,33 @@ class Place:
 
         until(working, 30, "it works")
 
+    def vm(self) -> str:
+        """The id of worker-7, which is started when it does not run; of one that ends, the end is waited for."""
+        until(lambda: all(row["desired"] in ("run", "paused") for row in self._rows()), 60, "an earlier one has ended")
+        if not self._rows():
+            for line in ("vmagentctl undrain", shlex.join(["vmagentctl", *START])):
+                done = self.run(line)
+                assert done.code == 0, done.text
+        until(lambda: self._rows() and self._rows()[0]["phase"] in ("running", "ready", "paused"), 90, VM)
+        return str(self._rows()[0]["vm"])
+
+    def taken(self) -> None:
+        """No snapshot is being made or unmade any more, for whoever would go back to one, or take the next."""
+        def at_work() -> bool:
+            shown = [self.agent.ask("show", vm=row["vm"])["state"] for row in self._rows()]
+            return any(one["state"] not in ("there", "gone", "failed") for state in shown for one in state["snapshots"])
+
+        until(lambda: not at_work(), 60, "snapshots are there or gone")
+
+    def nobody(self) -> None:
+        """No VM is left, for whoever would evict an image."""
+        if self.agent.ask("list")["vms"]:
+            assert self.run("vmagentctl kill --all --yes").code == 0
+            until(lambda: not self.agent.ask("list")["vms"], 60, "all have ended")
+
+    def _rows(self) -> List[Mapping[str, Any]]:
+        return [row for row in self.agent.ask("list")["vms"] if row["name"] == VM]
+
 
 def prepared(folder: Path, agent: Agent, broker_port: int, trust: Path) -> Place:
     """The files that commands name; the agent runs, and the broker's own login is taken.  Close its `commands`."""
@@ -132,12 +161,16 @@ def config(config: Mapping[str, Any], network: str, catalogue: Mapping[str, Any]
     }
 
 
-def faults(place: Place, lines: List[Line]) -> List[str]:
-    """Run them all; what did not end with a code that was told."""
+def as_it_stands(line: Line) -> str:
+    return line.text
+
+
+def faults(place: Place, lines: List[Line], ready: Callable[[Line], str] = as_it_stands) -> List[str]:
+    """Run them all; what did not end with a code that was told.  ready: makes a line ready to be run."""
     found = []
     for line in lines:
         try:
-            done = place.run(line.text)
+            done = place.run(ready(line))
         except AssertionError as error:
             found.append(f"{line}: {error}")
             continue
@@ -152,12 +185,12 @@ def with_guests(line: Line) -> bool:
 
 
 def wanted() -> List[Line]:
-    """Each command once, in the order of the pages."""
+    """Each command once, in the order of the pages, what needs no VM any more at the end."""
     found: Dict[str, Line] = {}
     for line in documented.lines():
         if line.kind == "agent" and not mention(line):
             found.setdefault(line.text, line)
-    return sorted(found.values(), key=lambda line: (line.page, line.number))
+    return sorted(found.values(), key=lambda line: (line.page == OF_IMAGES, line.page, line.number))
 
 
 def mention(line: Line) -> bool:

@@ -143,6 +143,17 @@ def test_find_takes_a_record() -> None:
     assert views.find(RUNS.vm[:8], [member(4, spec={"name": "x"}), RUNS]) is RUNS
 
 
+def test_a_name_that_was_taken_again_means_the_one_that_is_not_over() -> None:
+    over = [member(number, spec={"name": "web"}, closed=True) for number in (5, 6)]
+    alive = member(7, spec={"name": "web"})
+    assert views.find("web", [*over, alive]) is alive
+    assert views.find(over[0].vm, [*over, alive]) is over[0]
+    for records, type in (([*over], "ambiguous"), ([alive, member(8, spec={"name": "web"})], "ambiguous")):
+        with pytest.raises(Problem) as caught:
+            views.find("web", records)
+        assert caught.value.type == type
+
+
 # -- over
 
 

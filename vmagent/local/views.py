@@ -28,6 +28,7 @@ from vmagent.core.model import (
 )
 from vmagent.core.policy import Policy
 from vmagent.core.snapshotmodel import is_file
+from vmagent.errors import Problem
 from vmagent.local import handles
 
 Json = Dict[str, Any]
@@ -95,9 +96,18 @@ def _foreign(one: ForeignSeen) -> Json:
 
 
 def find(text: str, records: Sequence[VmRecord]) -> VmRecord:
-    """The record that a person means.  Problems: `not-found`, `ambiguous` (see handles.py)."""
+    """The record that a person means: a VM that is over only if no other one is meant, for a name may be taken again.
+
+    Problems: `not-found`, `ambiguous` (see handles.py).
+    """
     by_id = {record.vm: record for record in records}
-    return by_id[handles.pick(text, [(record.vm, record.spec.name) for record in records])]
+    pairs = [(record.vm, record.spec.name) for record in records]
+    try:
+        return by_id[handles.pick(text, [pair for pair in pairs if not by_id[pair[0]].closed])]
+    except Problem as problem:
+        if problem.type != "not-found":
+            raise
+    return by_id[handles.pick(text, pairs)]
 
 
 def show(record: VmRecord, observed: Mapping[str, Observed], now: Now, policy: Policy) -> Json:
