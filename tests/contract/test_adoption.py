@@ -19,8 +19,8 @@ from vmagent.errors import Fault, FaultKind
 @pytest.fixture
 def theirs(rig: Rig) -> VmSpec:
     """The wish over a guest that others started, and that runs; a cap is asked for where that can be held."""
-    cap = 40 if rig.cpu_caps else None
-    sources = ((quota.CAP, "request"),) if rig.cpu_caps else ()
+    cap = 40 if rig.profile.cpu_caps else None
+    sources = ((quota.CAP, "request"),) if rig.profile.cpu_caps else ()
     spec = building.spec(vm=str(uuid.uuid4()), interfaces=(), memory_mib=32, cpu_cap_core_percent=cap, sources=sources,
                          adopted=True)
     rig.outside.foreign(spec.vm, f"theirs-{spec.vm[:8]}", running=True)
@@ -65,7 +65,7 @@ def test_claimed_and_given_back_each_twice_as_once(rig: Rig, theirs: VmSpec) -> 
 
 
 def test_a_cap_is_held_in_the_live_guest_and_goes_with_the_tag(rig: Rig, theirs: VmSpec) -> None:
-    if not rig.cpu_caps:
+    if not rig.profile.cpu_caps:
         pytest.skip("this driver caps no guest")
     rig.do(Do.CLAIM, theirs)
     before = rig.see(theirs)

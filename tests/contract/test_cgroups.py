@@ -36,7 +36,7 @@ class Real:
             (CGROUPS / levels[-1] / "cpu.max").write_text(f"{most} {cpu.period_us}")
 
     def levels(self, vm):
-        place = self.port._place(ProcProcesses().pids((vm,))[vm])
+        place = self.port._seated((vm,))[vm].place
         return place.version, place.levels
 
 

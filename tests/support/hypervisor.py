@@ -312,7 +312,7 @@ def on_machine(rig: Rig, machine: str) -> None:
     choice = drivers.in_ports(choice, of_type)
     profile = dataclasses.replace(choice.profile, machine=machine)
     assert rig.disks is not None
-    rig.port._hands = Hands(profile, dataclasses.replace(choice, profile=profile), INSTANCE, rig.disks.paths,
+    rig.port._hands = Hands(profile, dataclasses.replace(choice, kinds=(profile,)), INSTANCE, rig.disks.paths,
                             cgroup_version())
 
 
