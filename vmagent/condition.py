@@ -15,6 +15,8 @@ from vmagent.core.policy import Policy
 from vmagent.errors import Fault
 from vmagent.world import World
 
+LOOKED_AT = 100  # of the messages that wait, the oldest: beyond so many replies there is an event
+
 
 class Condition:
     """`facts()` is what `status` shows as `health`."""
@@ -42,8 +44,9 @@ class Condition:
     async def facts(self) -> Dict[str, Any]:
         """{link_s, spool_age_s, published_age_s, certificates, disk_free_gib, disk_floor_gib}.
 
-        link_s: seconds since the link to the broker came or went; spool_age_s: age of the oldest message that waits
-        for the broker, 0 = none waits; published_age_s: since the broker last took one, None = not since the start.
+        link_s: seconds since the link to the broker came or went; spool_age_s: age of the oldest event that waits for
+        the broker, 0 = none waits (a reply has no time); published_age_s: since the broker last took a message, None =
+        not since the start.
         """
         now = self._clock.now()
         published = self._way.outbox.published_at
@@ -57,8 +60,8 @@ class Condition:
         }
 
     async def _spool_age_s(self, wall: str) -> float:
-        rows = await self._store.outbox(0, 1)
-        return round(max([0.0, *(walltime.seconds(wall) - walltime.seconds(row.time_wall) for row in rows)]), 1)
+        times = [row.time_wall for row in await self._store.outbox(0, LOOKED_AT) if row.time_wall]
+        return round(max([0.0, *(walltime.seconds(wall) - walltime.seconds(one) for one in times[:1])]), 1)
 
     async def _free_gib(self) -> float:
         return float(await self._images.free_gib())

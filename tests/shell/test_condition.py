@@ -68,6 +68,11 @@ def test_what_waits_has_its_age_and_nothing_was_published_yet() -> None:
     assert facts["disk_floor_gib"] == b.policy().disk_floor_gib and facts["link_s"] == AT_S
 
 
+def test_a_reply_that_waits_has_no_time_and_hides_nothing() -> None:
+    assert fired(condition(Spool("", "2026-11-20T11:58:00.000Z"), False).facts())["spool_age_s"] >= 120
+    assert fired(condition(Spool(""), False).facts())["spool_age_s"] == 0.0
+
+
 def test_what_the_broker_took_waits_no_more() -> None:
     facts = fired(condition(Spool("2026-11-20T11:58:00.000Z"), True).facts())
     assert (facts["spool_age_s"], facts["published_age_s"]) == (0.0, 10.0)
