@@ -160,7 +160,7 @@ def test_an_old_store_restored(agent: Agent, controller: Controller, tmp_path: P
     until(lambda: any(s["phase"] == "stopped" and s["outcome"] for s in controller.states(old)[-1:]), 30, "old is over")
     until(lambda: (agent.ask("show", vm=new) or {}).get("row", {}).get("phase") == "ready", 40, "new goes on")
     assert list(domains()) == [f"vma-{new}"]
-    assert controller.events()[-1]["epochnumber"] > number
+    until(lambda: controller.events()[-1]["epochnumber"] > number, 30, "another epoch is told")
     assert not qemu_pids(old) and len(qemu_pids(new)) == 1
     ended(agent, controller, new)
     assert json.dumps(agent.ask("list"))
