@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Dict
 
+import libvirt
+
 from tests.support import bootsector
 from tests.support.bootedhost_image import GUEST
 from tests.support.hypervisor import INSTANCE, Disks, Outside, Rig, Volumes, nobody_halted, settings
@@ -44,6 +46,12 @@ class XenOutside(Outside):
 
     def schedule(self, vm: str, parameters: Dict[str, int]) -> None:
         self.domain(vm).setSchedulerParameters(parameters)
+
+    def forget(self, domain: libvirt.virDomain) -> None:
+        domain.setAutostart(0)  # waits for a reboot under way
+        if domain.isActive():
+            domain.destroy()
+        super().forget(domain)
 
 
 class XenRig(Rig):

@@ -8,7 +8,7 @@ import libvirt
 import pytest
 
 from tests.support import building
-from vmagent.core.drivers import PROFILES
+from vmagent.core.drivers import PROFILES, Choice
 from vmagent.core.model import CpuLimit, DiskIo, Seen
 from vmagent.errors import Fault, FaultKind
 from vmagent.hypervisor import perform
@@ -234,3 +234,64 @@ class Said(libvirt.libvirtError):
 )
 def test_a_libvirt_that_lets_this_user_not_in_is_told_with_what_would(code, number, told):
     assert ("usermod -aG libvirt" in closed(Said(code, number))) is told
+
+
+class Going:
+    """A domain whose scheduler cannot be read: it ends at this moment."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def schedulerParameters(self):  # noqa: N802 - libvirt's name
+        raise self.error
+
+    def schedulerParametersFlags(self, flags):  # noqa: N802 - libvirt's name
+        raise self.error
+
+
+def from_libxl(code, origin=LV.VIR_FROM_LIBXL):
+    error = Said(code, -1)
+    error.err = (code, origin, *error.err[2:])
+    return error
+
+
+def test_a_domain_of_xen_that_is_made_anew_hinders_no_look():
+    for code in (LV.VIR_ERR_INTERNAL_ERROR, LV.VIR_ERR_OPERATION_INVALID):
+        assert eyes("xen-pv")._scheduled(Going(from_libxl(code))) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "profile,error",
+    [
+        ("xen-pv", from_libxl(LV.VIR_ERR_INTERNAL_ERROR, LV.VIR_FROM_RPC)),  # the connection broke
+        ("xen-pv", from_libxl(LV.VIR_ERR_NO_SUPPORT)),
+        ("kvm", from_libxl(LV.VIR_ERR_INTERNAL_ERROR, LV.VIR_FROM_QEMU)),
+    ],
+)
+def test_what_says_something_else_is_told(profile, error):
+    with pytest.raises(libvirt.libvirtError):
+        eyes(profile)._scheduled(Going(error))
+
+
+class Reborn:
+    """A domain that libvirt makes anew: what waits for that finds it running."""
+
+    def __init__(self):
+        self.active, self.undefined = False, False
+
+    def setAutostart(self, on):  # noqa: N802 - libvirt's name
+        self.active = True
+
+    def isActive(self):  # noqa: N802 - libvirt's name
+        return self.active
+
+    def undefineFlags(self, flags):  # noqa: N802 - libvirt's name
+        self.undefined = True
+
+
+def test_what_is_made_anew_at_this_moment_is_not_undefined():
+    domain, row = Reborn(), PROFILES["xen-pv"]
+    hands = perform.Hands(row, Choice((row,), ""), building.INSTANCE, lambda spec: None)
+    with pytest.raises(Fault) as caught:
+        hands._undefine(domain, None)
+    assert (caught.value.kind, domain.undefined) == (FaultKind.BUSY, False)

@@ -63,6 +63,11 @@ PAUSED_BUT: Mapping[str, Seen] = {
     "crashed": Seen.CRASHED,
     "starting-up": Seen.UNKNOWN,  # libvirt is in the middle of a start: wait for its word
 }
+# What reading the scheduler of a domain says that ends at this moment, by Profile.cpu_cap.
+GONE_MEANWHILE: Mapping[str, Tuple[int, ...]] = {
+    "quota": (libvirt.VIR_ERR_OPERATION_INVALID,),
+    "credit": (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_INTERNAL_ERROR),
+}
 CERTAIN_ENDS = ("destroyed", "crashed", "failed", "saved")
 SETTLING = "settling"  # reason of an "off" that may still be a reboot
 
@@ -274,14 +279,18 @@ class Eyes:
         return parts
 
     def _scheduled(self, domain: libvirt.virDomain) -> Tuple[Optional[CpuLimit], Optional[int]]:
-        """Cap and weight read back.  None = it ended meanwhile, or this driver has none to read."""
+        """Cap and weight read back.  None = it ended meanwhile, or this driver has none to read.
+
+        While Xen's domain goes, for its end or a reboot, libvirt still says "running" and libxl's list has it no more.
+        """
         try:
             if self._profile.cpu_cap == "quota":
                 return held(domain.schedulerParametersFlags(libvirt.VIR_DOMAIN_AFFECT_LIVE), self._cgroup)
             if self._profile.cpu_cap == "credit":
                 return held_by_credit(domain.schedulerParameters())
         except libvirt.libvirtError as error:
-            if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
+            gone = GONE_MEANWHILE.get(self._profile.cpu_cap, ())
+            if error.get_error_code() not in gone or fault(error).kind is FaultKind.AWAY:
                 raise
         return None, None
 

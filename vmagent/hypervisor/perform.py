@@ -251,6 +251,11 @@ class Hands:
             domain.managedSaveRemove()
 
     def _undefine(self, domain: libvirt.virDomain, action: Action) -> None:
+        """Where libvirt makes a domain anew for a reboot, its undefine does not wait for that, and what it made would
+        run on as nobody's; setting autostart does wait.
+        """
+        if self._profile.off_settles_s:
+            domain.setAutostart(0)
         if domain.isActive():
             raise Fault(FaultKind.BUSY, "it is active: undefined now it would stay, transient")
         flags = 0

@@ -22,10 +22,13 @@ from vmagent.core import quota
 from vmagent.core.actions import Do
 from vmagent.core.identity import device_name, domain_name
 from vmagent.core.model import DomainSeen, Seen, VmSpec
+from vmagent.errors import Fault
 from vmagent.hypervisor.observe import SETTLING
 
 BOOT_S = 300.0  # some seconds when the machine is ours alone
 END_S = 180.0
+CAP = 90
+MADE_ANEW_S = 30.0
 BRIDGE = "vmaxenbr0"
 SAVED = Path("/var/lib/libvirt/libxl/save")
 
@@ -66,8 +69,8 @@ class Console:
 
 
 def booted(rig: xen.XenRig, **kw: object) -> VmSpec:
-    """A guest that runs, and whose shell answers."""
-    spec = rig.spec(**kw)
+    """A guest that runs, and whose shell answers; with a cap that lets it boot."""
+    spec = rig.spec(**{"cpu_cap_core_percent": CAP, **kw})
     rig.begin(spec, Do.RESUME)
     console = Console(rig, spec)
     console.wait(b"try: up")
@@ -115,15 +118,32 @@ def test_a_reboot_is_no_end(rig: xen.XenRig) -> None:
 
     def rebooted() -> bool:
         seen.append(rig.see(spec).seen)
-        return number(rig, spec) not in (before, -1)
+        return number(rig, spec) not in (before, -1) and seen[-1] is Seen.RUNNING
 
     rig.loop.until(rebooted, END_S, "a new domain")
-    assert set(seen) <= {Seen.RUNNING, Seen.STOPPING, Seen.PAUSED}, seen
+    assert set(seen) <= {Seen.RUNNING, Seen.STOPPING, Seen.PAUSED}, set(seen)
     rig.loop.until(lambda: spec.vm in rig.hints, 20, "a hint")
     after = rig.see(spec)
     assert (after.seen, after.tag) == (Seen.RUNNING, rig.tag(spec)), "it is ours as before"
     rig.do(Do.APPLY_CPU, spec)
     assert quota.same(quota.cpu_limit(spec), rig.see(spec).cpu)
+
+
+def test_what_is_not_wanted_any_more_when_it_reboots_leaves_nothing(rig: xen.XenRig) -> None:
+    """libvirt's undefine does not wait for what it makes anew, which would run on and be in nobody's list."""
+    spec = booted(rig)
+    say(rig, spec, "echo b > /proc/sysrq-trigger")
+    rig.loop.until(lambda: number(rig, spec) == -1, END_S, "its first life is over")
+
+    def gone() -> bool:
+        with contextlib.suppress(Fault):
+            rig.do(Do.DESTROY, spec)
+            rig.do(Do.UNDEFINE, spec)
+        return rig.see(spec).seen is Seen.MISSING
+
+    rig.loop.until(gone, END_S, "it is gone")
+    rig.loop.idle(MADE_ANEW_S)
+    assert subprocess.run(["xl", "list"], capture_output=True, text=True, check=True).stdout.count("\n") == 2
 
 
 @pytest.mark.parametrize("does,reason", [("echo o > /proc/sysrq-trigger", "shutdown"),
