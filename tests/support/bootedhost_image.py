@@ -43,7 +43,7 @@ PACKAGES = (
 ).split()
 GUEST = "/srv/guest"
 TRY_IMAGE = ROOT / "share" / "build-try-image"
-SIZE = "4G"  # sparse; about a quarter of it is used
+SIZE = "8G"  # sparse; about an eighth of it is used
 BUILD_S = 900.0
 UNUSED_S = 7 * 86400.0
 MASKED = (

@@ -50,8 +50,10 @@ class BootedSite:
         self.collector.close()
         self.broker.stop()
 
-    def admit(self, host: BootedHost) -> None:
-        """Configure the agent that is installed there as one of this site's: broker, CA, who may do what."""
+    def admit(self, host: BootedHost, **members: Any) -> None:
+        """Configure the agent that is installed there as one of this site's: broker, CA, who may do what; members:
+        other parts of its configuration.
+        """
         place = "/etc/vmagent/site"
         files = {f"{place}/{name}": (self._folder / name).read_bytes() for name in ("ca.pem", "ca.crl")}
         host.put({**files, "/etc/vmagent/passcode": b"guest"})
@@ -62,6 +64,7 @@ class BootedSite:
                        "passcode_file": "/etc/vmagent/passcode", "reconnect_max_s": 2},
             "security": {"ca_directory": place,
                          "authority": [{"signer": "CN=controller", "verbs": ["*"], "scope": "all"}]},
+            **members,
         })  # fmt: skip
 
     def command(self, *words: str) -> Mapping[str, Any]:
