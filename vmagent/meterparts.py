@@ -43,7 +43,7 @@ def measuring(
     meter = TwoHalves(HostMeter(processes, reactor.seconds), hypervisor.statistics, lanes.run)
     sampler = Sampler(world, meter, firewall, clock, settings.fine_s, settings.coarse_s)
     telemetry = Telemetry(world, lambda: hypervisor.info().cores, clock, settings.fine_s, settings.period_s)
-    for listener in (*listeners, telemetry.take):
+    for listener in (*listeners, telemetry.take, hypervisor.take):
         sampler.attend(listener)
     return Measuring(meter, sampler, telemetry, Scraping(world, _server(config, world, hypervisor, sampler, reactor)))
 

@@ -20,8 +20,6 @@ from vmagent.core.room import HostRoom
 from vmagent.world import World
 
 AGAIN_S = 120.0  # the same again after this long, well within its validity
-CHANGING = ("at", "valid_until", "later", "starts", "kernel")
-"""Members that change by themselves, or with every start: alone they are no news."""
 
 
 class Offering:
@@ -72,10 +70,10 @@ class Offering:
     async def changed(self) -> None:
         """Publish if it says something new, or the last is not young any more."""
         here = await self.here()
-        data, now = capacity.published(here), here.now
-        digest = _digest(data)
+        digest, now = codec.digest(capacity.standing(here)), here.now
         if digest == self._told and now.at - self._told_at < AGAIN_S:
             return
+        data = capacity.published(here)
         changes: List[Change] = [Publish("capacity", "org.vmagent.host.capacity", "host", now.wall,
                                          self._whole(data, now))]
         kept = starts.setting(here.starts)
@@ -92,7 +90,3 @@ class Offering:
 def stale(info: HypervisorInfo, now: Now) -> Sequence[Mapping[str, Any]]:
     """Parts of what is told of this host that are older than the telling: {part, since, why}."""
     return () if info.connected else ({"part": "vms", "since": events.ago(info.since, now), "why": info.why},)
-
-
-def _digest(data: Mapping[str, Any]) -> str:
-    return codec.digest({name: value for name, value in data.items() if name not in CHANGING})

@@ -146,10 +146,7 @@ class Parts:
         await self.kernel.shaper.start()
 
     async def hold(self) -> None:
-        """Hold the limits of running guests; see whether their QEMUs run."""
-        observed = self.world.observed
-        live = [vm for vm in self.world.records if vm in observed and observed[vm].domain.seen in LIVE]
-        self.hypervisor.look_alive(live)
+        """Hold the limits of running guests."""
         await self.keepers.holder.hold()
 
     async def minute(self) -> None:

@@ -13,7 +13,7 @@ from vmagent.host.processes import ProcProcesses
 VM = "6f1c2f9e-0000-4000-8000-000000000001"
 SCOPE = r"/machine.slice/machine-qemu\x2d1\x2dvma\x2d6f1c.scope"
 V1 = "/machine/qemu-1-vma-6f1c.libvirt-qemu"
-PSI = "some avg10={} avg60=0.00 avg300=0.00 total=1\nfull avg10=9.00 avg60=0.00 avg300=0.00 total=0\n"
+PSI = "some avg10={0} avg60={0} avg300=0.00 total=1\nfull avg10=9.00 avg60=0.00 avg300=0.00 total=0\n"
 
 
 class Tree:
@@ -127,3 +127,25 @@ def test_the_host(tree: Tree) -> None:
 def test_a_host_that_tells_nothing(tree: Tree) -> None:
     host = tree.meter.host()
     assert (host.cpu_busy_s, host.cpu_steal_s, host.memory_free_mib, dict(host.pressure)) == (None, None, None, {})
+
+
+def test_pressure_is_read_once_a_minute_and_anew_for_another_qemu(tree: Tree) -> None:
+    tree.second(1, 1)
+    now = [5.0]
+    tree.meter = HostMeter(ProcProcesses(tree.proc), lambda: now[0], tree.proc, tree.root)
+    assert tree.meter.read([VM])[VM].pressure["cpu"] == 12.5
+    tree.write(tree.root / SCOPE[1:] / "cpu.pressure", PSI.format("99.00"))
+    now[0] += 40.0
+    assert tree.meter.read([VM])[VM].pressure["cpu"] == 12.5, "as it was"
+    now[0] += 10.0
+    assert tree.meter.read([VM])[VM].pressure["cpu"] == 99.0
+    tree.write(tree.root / SCOPE[1:] / "cpu.pressure", PSI.format("3.00"))
+    tree.stat(started=78)
+    assert tree.meter.read([VM])[VM].pressure["cpu"] == 3.0, "a new life of it"
+
+
+@pytest.mark.parametrize("state,halted", [("S", False), ("R", False), ("T", True), ("t", True), ("D", True)])
+def test_a_qemu_that_does_not_run_is_told(tree: Tree, state: str, halted: bool) -> None:
+    tree.second(1, 1)
+    tree.stat(started=77, state=state)
+    assert tree.meter.read([VM])[VM].halted is halted

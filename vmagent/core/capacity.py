@@ -83,15 +83,26 @@ class Here:
 
 def published(here: Here) -> Json:
     """The data of host.capacity, without the renderings that go with it."""
-    policy, now = here.policy, here.now
+    now = here.now
+    return {
+        **standing(here),
+        "at": now.wall,
+        "valid_until": walltime.text(walltime.seconds(now.wall) + VALID_S),
+        "later": [_later(here, in_s) for in_s in LATER_S],
+        "kernel": {"descriptors_free": _floor(here.left.descriptors), "tasks_free": _floor(here.left.tasks)},
+        "starts": starts.told(here.starts),
+    }
+
+
+def standing(here: Here) -> Json:
+    """What of it changes only with what is promised or given: not by itself, nor with every start."""
+    policy = here.policy
     smallest = _smallest(policy, here.left)
     reasons = plain([*admission.host_problems({}, policy, here.room), *_lacking(smallest, here)])
     return {
         "site": policy.site,
         "host": policy.host,
-        "boot_id": now.boot_id,
-        "at": now.wall,
-        "valid_until": walltime.text(walltime.seconds(now.wall) + VALID_S),
+        "boot_id": here.now.boot_id,
         "stale": [dict(one) for one in here.stale],
         **sums(here),
         "vms": census.vms(here.records, here.phases),
@@ -101,9 +112,6 @@ def published(here: Here) -> Json:
         "instance": _instance(here),
         "full": bool(reasons),
         "reasons": reasons,
-        "later": [_later(here, in_s) for in_s in LATER_S],
-        "kernel": {"descriptors_free": _floor(here.left.descriptors), "tasks_free": _floor(here.left.tasks)},
-        "starts": starts.told(here.starts),
         "networks": [network(here, one) for _, one in sorted(policy.networks.items())],
         "cpu": {"model": here.around.cpu_model, "mhz": here.around.cpu_mhz,
                 "benchmark": codec.plain(policy.accounting.benchmark)},

@@ -35,7 +35,8 @@ class Sample:
     memory_mib: Optional[int] = None  # resident, of the whole QEMU
     disk: Optional[DiskCounters] = None
     disk_at: Optional[float] = None  # when `disk` was read: less often, and not of a sick guest
-    pressure: Mapping[str, float] = field(default_factory=dict)  # "cpu" | "memory" | "io": percent of the last 10 s
+    pressure: Mapping[str, float] = field(default_factory=dict)  # "cpu" | "memory" | "io": percent of the last minute
+    halted: bool = False  # the main thread of its QEMU is in state T or D
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class HostSample:
     cpu_busy_s: Optional[float] = None
     cpu_steal_s: Optional[float] = None
     memory_free_mib: Optional[int] = None
-    pressure: Mapping[str, float] = field(default_factory=dict)  # as of a guest
+    pressure: Mapping[str, float] = field(default_factory=dict)  # as of a guest, of the last 10 s
 
 
 @dataclass(frozen=True)

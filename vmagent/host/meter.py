@@ -27,16 +27,26 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from vmagent.core.samples import HostSample, Sample
 from vmagent.host.cgroups import levels_of, places, unified
-from vmagent.host.processes import GONE, Process, ProcProcesses, kernel_text
+from vmagent.host.processes import GONE, HALTED, Process, ProcProcesses, kernel_text
 
 _VCPU = re.compile(r"CPU [0-9]+/|ALL CPUs/")
-_PRESSURE = re.compile(r"^some avg10=([0-9.]+)", re.M)
+_PRESSURE = re.compile(r"^some avg10=([0-9.]+) avg60=([0-9.]+)", re.M)
+_PRESSURE_S = 50.0  # of a guest it is read anew after this long: three files each; the kernel's average is of 60 s
 RESOURCES = ("cpu", "memory", "io")
 _TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _UTIME, _STIME, _STARTED, _RSS = 11, 12, 19, 21  # fields of proc_pid_stat(5), counted from the state
 _BUSY = (0, 1, 2, 5, 6)  # user, nice, system, irq, softirq of proc_stat(5): guests are part of user
 _STEAL = 7
+
+
+@dataclass(frozen=True)
+class _Pressure:
+    """Of a guest, as last read."""
+
+    run: str
+    at: float
+    percent: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,7 @@ class HostMeter:
         self._root = str(root)
         self._unified = unified(root)
         self._guests: Dict[str, _Guest] = {}
+        self._pressures: Dict[str, _Pressure] = {}
         self._turn = threading.Lock()
 
     def read(self, vms: Sequence[str]) -> Mapping[str, Sample]:
@@ -86,6 +97,7 @@ class HostMeter:
             lives = self._processes.lives([vm for vm in vms if vm not in read])
             found = {vm: self._known(vm, process) for vm, process in lives.items()}
             self._guests = {**{vm: known[vm] for vm in read}, **found}
+            self._pressures = {vm: told for vm, told in self._pressures.items() if vm in self._guests}
             return {**read, **self._samples(found)}
 
     def _samples(self, guests: Mapping[str, _Guest]) -> Dict[str, Sample]:
@@ -103,7 +115,7 @@ class HostMeter:
             cpu_busy_s=sum(counted[field] for field in _BUSY) if len(counted) > max(_BUSY) else None,
             cpu_steal_s=counted[_STEAL] if len(counted) > _STEAL else None,
             memory_free_mib=int(free[1]) // 1024 if free else None,
-            pressure=_pressures({name: f"{self._proc}/pressure/{name}" for name in RESOURCES}),
+            pressure=_pressures({name: f"{self._proc}/pressure/{name}" for name in RESOURCES}, 1),
         )
 
     def _known(self, vm: str, process: Process) -> _Guest:
@@ -155,9 +167,19 @@ class HostMeter:
             delay_s=_delay_s(guest.vcpus),
             throttled_s=_scaled(throttled, guest.throttled_unit_s),
             memory_mib=int(fields[_RSS]) * _PAGE >> 20,
-            pressure=_pressures({name: f"{guest.pressure}/{name}.pressure" for name in RESOURCES}
-                                if guest.pressure else {}),
+            halted=fields[0] in HALTED,
+            pressure=self._pressure(vm, guest),
         )
+
+    def _pressure(self, vm: str, guest: _Guest) -> Mapping[str, float]:
+        """Of its last minute, read less often than the rest."""
+        if not guest.pressure:
+            return {}
+        now, known = self._seconds(), self._pressures.get(vm)
+        if known is None or known.run != guest.run or now - known.at >= _PRESSURE_S:
+            paths = {name: f"{guest.pressure}/{name}.pressure" for name in RESOURCES}
+            known = self._pressures[vm] = _Pressure(guest.run, now, _pressures(paths, 2))
+        return known.percent
 
 
 def _text(path: str) -> Optional[str]:
@@ -197,7 +219,10 @@ def _delay_s(paths: Sequence[str]) -> Optional[float]:
     return sum(int(words[1]) for words in told) * 1e-9
 
 
-def _pressures(paths: Mapping[str, str]) -> Mapping[str, float]:
-    """Percent of the last 10 s in which some task waited; a resource that the kernel does not tell is left out."""
+def _pressures(paths: Mapping[str, str], average: int) -> Mapping[str, float]:
+    """Percent of the last 10 s (1st average) or 60 s (2nd) in which some task waited.
+
+    A resource that the kernel does not tell is left out.
+    """
     found = {name: _PRESSURE.search(_text(path) or "") for name, path in paths.items()}
-    return {name: float(match[1]) for name, match in found.items() if match}
+    return {name: float(match[average]) for name, match in found.items() if match}

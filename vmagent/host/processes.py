@@ -19,7 +19,7 @@ from typing import Dict, FrozenSet, Iterator, Mapping, Optional, Sequence, Tuple
 
 _UUID = b"-uuid"
 GONE = frozenset("ZX")
-_HALTED = frozenset("TtD")
+HALTED = frozenset("TtD")
 _START_TIME = 19  # field 22 of proc_pid_stat(5), counted from the state, which is field 3
 
 
@@ -62,7 +62,7 @@ class ProcProcesses:
         if None in states.values():
             self._look()
             states = {vm: self._state(vm) for vm in vms}
-        return frozenset(vm for vm, state in states.items() if state in _HALTED)
+        return frozenset(vm for vm, state in states.items() if state in HALTED)
 
     def pids(self, vms: Sequence[str]) -> Mapping[str, int]:
         """The process id of each that has a QEMU.  Quick when all have one and were seen before."""

@@ -26,6 +26,7 @@ from vmagent.core.actions import Action, Do
 from vmagent.core.adopting import Candidate
 from vmagent.core.domainxml import parts_of
 from vmagent.core.model import DomainSeen, HostSeen, HypervisorInfo, VmSpec
+from vmagent.core.samples import Reading
 from vmagent.errors import Fault, FaultKind
 from vmagent.hypervisor.health import Health
 from vmagent.hypervisor.host import HostFacts, gather
@@ -115,9 +116,10 @@ class Libvirt:
         """VM ids with a monitor call past its deadline, or a QEMU seen twice in state T or D."""
         return self._health.stuck()
 
-    def look_alive(self, vms: Sequence[str]) -> None:
-        """Whether the QEMUs of these live guests run: one read in /proc each, nothing is asked of libvirt."""
-        self._health.look(vms)
+    async def take(self, reading: Reading) -> None:
+        """A reading of everybody's: whether the QEMUs of live guests run."""
+        live = [vm for vm in reading.samples if vm in self._caps]
+        self._health.seen(live, frozenset(vm for vm in live if reading.samples[vm].halted))
 
     def observe_all(self) -> Deferred[HostSeen]:
         """One whole look.  Faults: AWAY, UNKNOWN, BUSY."""

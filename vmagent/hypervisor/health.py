@@ -55,7 +55,10 @@ class Health:
 
     def look(self, vms: Sequence[str]) -> None:
         """One look at live guests."""
-        halted = self._halted(vms) if vms else frozenset()
+        self.seen(vms, self._halted(vms) if vms else frozenset())
+
+    def seen(self, vms: Sequence[str], halted: FrozenSet[str]) -> None:
+        """Somebody looked at these live guests."""
         now = self._timer.seconds()
         for vm in vms:
             if vm not in halted:

@@ -88,10 +88,10 @@ class Stranger(Exception):
         self.why = why
 
 
-def tag_of(domain: libvirt.virDomain, instance: str) -> Tag:
+def tag_of(domain: libvirt.virDomain, instance: str, read: Callable[[str], Tag] = read_tag) -> Tag:
     """The tag of a domain of ours.  Errors: Stranger, libvirtError."""
     try:
-        tag = read_tag(domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, NAMESPACE, 0))
+        tag = read(domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, NAMESPACE, 0))
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_METADATA:
             raise
@@ -127,6 +127,7 @@ class Eyes:
         self._cgroup = cgroup
         self._seconds = seconds  # boot clock
         self._parts: Dict[str, Tuple[int, str, Parts]] = {}  # uuid -> (domain id, XML, what it says)
+        self._tags: Dict[str, Tuple[str, Tag]] = {}  # uuid -> (XML, what it says)
         self._alive: Set[str] = set()
         self._off_at: Dict[str, float] = {}  # uuid -> the first look that saw it off
 
@@ -221,7 +222,7 @@ class Eyes:
         uuid, name = domain.UUIDString(), domain.name()
         seen, reason = seen_of(state[0], state[1])
         try:
-            tag = tag_of(domain, self._instance)
+            tag = tag_of(domain, self._instance, lambda xml: self._tag(uuid, xml))
         except Stranger as stranger:
             return ForeignSeen(uuid, name, seen, stranger.why)
         if seen is Seen.OFF and saved():
@@ -268,6 +269,13 @@ class Eyes:
         self._alive.discard(uuid)
         return seen, reason
 
+    def _tag(self, uuid: str, xml: str) -> Tag:
+        """Read only when it is another one.  Errors: ValueError."""
+        known = self._tags.get(uuid)
+        tag = known[1] if known is not None and known[0] == xml else read_tag(xml)
+        self._tags[uuid] = (xml, tag)
+        return tag
+
     def _known_parts(self, domain: libvirt.virDomain, uuid: str, may_change: bool) -> Parts:
         number = domain.ID()
         known = self._parts.get(uuid)
@@ -295,8 +303,9 @@ class Eyes:
         return None, None
 
     def _forget_all_but(self, present: Set[str]) -> None:
-        for uuid in set(self._parts).union(self._alive, self._off_at) - present:
+        for uuid in set(self._parts).union(self._tags, self._alive, self._off_at) - present:
             self._parts.pop(uuid, None)
+            self._tags.pop(uuid, None)
             self._off_at.pop(uuid, None)
             self._alive.discard(uuid)
 

@@ -131,9 +131,14 @@ class GuestStatistics:
 def _disks(conn: libvirt.virConnect, vm: str, seconds: Callable[[], float]) -> Optional[Disks]:
     """On a thread.  None = it does not run."""
     domain = lookup(conn, vm)
-    if domain is None or not domain.isActive():
+    if domain is None:
         return None
-    read_ops, read_bytes, write_ops, write_bytes, _ = domain.blockStats(ALL_DISKS)
+    try:
+        read_ops, read_bytes, write_ops, write_bytes, _ = domain.blockStats(ALL_DISKS)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID:
+            return None
+        raise
     return DiskCounters(read_bytes, read_ops, write_bytes, write_ops), seconds()
 
 

@@ -87,7 +87,7 @@ _DOMAIN = (
     _Family("vmagent_domain_vcpu_delay_seconds", "counter", "Its vCPUs waited for a processor."),
     _Family("vmagent_domain_cpu_throttled_seconds", "counter", "It was held back by its own cap."),
     _Family("vmagent_domain_memory_resident_bytes", "gauge", "Memory that its QEMU has."),
-    _Family("vmagent_domain_pressure_ratio", "gauge", "Part of the last 10 s in which something of it waited."),
+    _Family("vmagent_domain_pressure_ratio", "gauge", "Part of the last minute in which something of it waited."),
     _Family("vmagent_domain_disk_age_seconds", "gauge", "How long ago its disk counters were read."),
     _Family("vmagent_domain_disk_read_bytes", "counter", "Read from all its disks."),
     _Family("vmagent_domain_disk_read_operations", "counter", "Reads from all its disks."),
