@@ -306,7 +306,7 @@ def test_who_can_be_given_back() -> None:
     assert adopting.not_returnable(wish()) == []
     assert adopting.not_returnable(b.record())[0].type == "not-adopted"
     paused = dataclasses.replace(wish(), desired=Desired.PAUSED)
-    assert adopting.not_returnable(paused)[0].type == "not-adopted"
+    assert adopting.not_returnable(paused)[0].type == "paused-by-us"
     over = given_back(wish(), Outcome.RETURNED, "x", "", b.now())
     assert adopting.not_returnable(over)[0].type == "ended"
 

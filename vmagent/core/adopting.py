@@ -140,7 +140,7 @@ def known_already(candidate: Candidate, record: Optional[VmRecord]) -> List[Prob
 
 
 def not_returnable(record: VmRecord) -> List[Problem]:
-    """Nothing, or why it cannot be given back.  Problems: `not-adopted`, `ended`."""
+    """Nothing, or why it cannot be given back.  Problems: `not-adopted`, `ended`, `paused-by-us`."""
     if not record.spec.adopted:
         detail = f"VM {record.vm} was started by the agent, not adopted; stop or kill ends it"
         return [Problem("not-adopted", detail, vm=record.vm)]
@@ -148,7 +148,7 @@ def not_returnable(record: VmRecord) -> List[Problem]:
         return [Problem("ended", f"VM {record.vm}: it has ended: {record.outcome.value}", vm=record.vm)]
     if record.desired is Desired.PAUSED:
         detail = f"VM {record.vm} is paused by the agent and would stay so; resume it first"
-        return [Problem("not-adopted", detail, vm=record.vm)]
+        return [Problem("paused-by-us", detail, vm=record.vm)]
     return []
 
 
