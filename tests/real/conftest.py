@@ -21,11 +21,11 @@ from tests.support.smalldisk import Small
 from vmagent.site import pki
 
 LINE = int(os.environ.get("VMAGENT_TEST_LINE", "0"))
-"""Two lines of tests may run beside each other: each has a bridge, networks and an instance of its own."""
+"""Lines of tests run beside one another: each has a bridge, networks and an instance of its own."""
 BRIDGE = f"vtestbr{LINE}"
-SUBNET = ("198.51.100", "198.18.151")[LINE]
-SUBNET6 = f"2001:db8:5{LINE + 1}:"
-INSTANCE = ("vmat", "vmau")[LINE]
+SUBNET = f"198.18.{150 + LINE}"
+SUBNET6 = f"2001:db8:5{LINE}:"
+INSTANCE = f"vma{'tuvw'[LINE]}"
 PINGABLE = {"inbound": [{"protocol": "icmp", "action": "allow"}, {"protocol": "icmpv6", "action": "allow"}]}
 _uri = ""  # of the session's own libvirtd
 
@@ -72,22 +72,14 @@ def hypervisor(libvirt: libvirtd.Private) -> str:
 
 @pytest.fixture(scope="session")
 def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    broker = brokers.RabbitMQ(tmp_path_factory.mktemp("rabbitmq"))
-    broker.start()
-    try:
+    with brokers.started(brokers.RabbitMQ(tmp_path_factory.mktemp("rabbitmq"))) as broker:
         yield broker
-    finally:
-        broker.stop()
 
 
 @pytest.fixture
 def activemq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    broker = brokers.ActiveMQ(tmp_path_factory.mktemp("activemq"))
-    broker.start()
-    try:
+    with brokers.started(brokers.ActiveMQ(tmp_path_factory.mktemp("activemq"))) as broker:
         yield broker
-    finally:
-        broker.stop()
 
 
 @pytest.fixture(scope="session")
