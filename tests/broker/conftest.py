@@ -110,11 +110,8 @@ def rabbitmq(tmp_path_factory: Any, ca: Path) -> Iterator[RabbitMQ]:
     if not RabbitMQ.installed():
         pytest.skip("rabbitmq-server is not installed")
     broker = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"), Tls(ca / "ca.pem", ca / "server.pem", ca / "server.key"))
-    try:
-        broker.start()
+    with started(broker):
         yield broker
-    finally:
-        broker.stop()
 
 
 @pytest.fixture(scope="session")
@@ -122,11 +119,8 @@ def activemq(tmp_path_factory: Any) -> Iterator[ActiveMQ]:
     if not ActiveMQ.installed():
         pytest.skip("activemq is not installed")
     broker = ActiveMQ(tmp_path_factory.mktemp("activemq"))
-    try:
-        broker.start()
+    with started(broker):
         yield broker
-    finally:
-        broker.stop()
 
 
 @pytest.fixture(params=["rabbitmq", "activemq"])

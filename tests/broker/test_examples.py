@@ -55,11 +55,8 @@ def example_rabbitmq(tmp_path_factory: Any, certificates: Path) -> Iterator[Exam
     if not ExampleRabbitMQ.installed():
         pytest.skip("rabbitmq-server is not installed")
     broker = ExampleRabbitMQ(tmp_path_factory.mktemp("example-rabbitmq"), certificates)
-    try:
-        broker.start()
+    with started(broker):
         yield broker
-    finally:
-        broker.stop()
 
 
 @pytest.fixture(scope="session")
@@ -68,11 +65,8 @@ def example_activemq(tmp_path_factory: Any, certificates: Path) -> Iterator[Exam
         pytest.skip("activemq is not installed")
     broker = ExampleActiveMQ(tmp_path_factory.mktemp("example-activemq"), certificates)
     broker.shell(shown("sh activemq"))
-    try:
-        broker.start()
+    with started(broker):
         yield broker
-    finally:
-        broker.stop()
 
 
 @pytest.fixture(params=["rabbitmq", "activemq"])

@@ -13,8 +13,8 @@ from vmagent.core import quota
 from vmagent.core.actions import Do
 from vmagent.core.model import CpuLimit
 from vmagent.errors import Fault, FaultKind
-from vmagent.host.cgroups import HostCgroups
-from vmagent.host.processes import ProcProcesses
+from vmagent.host.cgroups import HostCgroups, place_of
+from vmagent.host.processes import ProcProcesses, kernel_text
 from vmagent.lanes import Lanes
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -36,7 +36,7 @@ class Real:
             (CGROUPS / levels[-1] / "cpu.max").write_text(f"{most} {cpu.period_us}")
 
     def levels(self, vm):
-        place = self.port._seated((vm,))[vm].place
+        place = place_of(kernel_text(f"/proc/{ProcProcesses().pids((vm,))[vm]}/cgroup"))
         return place.version, place.levels
 
 

@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.support import bootsector, hypervisor, libvirtd
-from tests.support.loop import RealLoop
 from tests.support.waiting import until
 from vmagent.core.actions import Do
 from vmagent.core.model import Seen
-from vmagent.host.cgroups import HostCgroups, _place
-from vmagent.host.processes import ProcProcesses
+from vmagent.host.cgroups import HostCgroups, place_of
+from vmagent.host.processes import ProcProcesses, kernel_text
 from vmagent.lanes import Lanes
 
 pytestmark = libvirtd.needed
@@ -71,7 +70,7 @@ def percent(pid):
 
 def periods(pid):
     """How many periods the kernel counted for its cgroup, and in how many of them it was out of quota."""
-    place = _place(HostCgroups(Lanes("none", 1, RealLoop()), ProcProcesses())._text(pid))
+    place = place_of(kernel_text(f"/proc/{pid}/cgroup"))
     root = CGROUPS / "cpu" if place.version == 1 else CGROUPS
     stat = dict(line.split() for line in (root / place.levels[-1] / "cpu.stat").read_text().splitlines())
     return int(stat["nr_periods"]), int(stat["nr_throttled"])

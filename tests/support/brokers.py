@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import shutil
@@ -13,7 +14,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, Iterator, List, Optional, TypeVar
 
 from vmagent.config import Tls
 
@@ -22,6 +23,7 @@ ACTIVEMQ_JAR = Path("/usr/share/java/activemq-run.jar")
 ACTIVEMQ_HOME = Path("/usr/share/activemq")
 ACTIVEMQ_STOMP = Path("/usr/share/java/activemq-stomp.jar")
 START_S = 90.0
+B = TypeVar("B", bound="_Broker")
 
 
 def free_ports(count: int) -> List[int]:
@@ -31,7 +33,7 @@ def free_ports(count: int) -> List[int]:
         return [int(each.getsockname()[1]) for each in sockets]
 
 
-class _Broker:
+class _Broker(abc.ABC):
     """A process group of our own that listens on `port`."""
 
     def __init__(self, directory: Path) -> None:
@@ -68,11 +70,11 @@ class _Broker:
     def output(self) -> str:
         return (self.directory / "out").read_text("utf-8", "replace")[-3000:]
 
-    def _command(self) -> List[str]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _command(self) -> List[str]: ...
 
-    def _environment(self) -> Dict[str, str]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _environment(self) -> Dict[str, str]: ...
 
     def _run(self, *command: str, env: Dict[str, str]) -> None:
         with (self.directory / "out").open("ab") as out:
@@ -183,3 +185,13 @@ class ActiveMQ(_Broker):
 
     def _environment(self) -> Dict[str, str]:
         return {"PATH": os.environ.get("PATH", "/usr/bin")}
+
+
+@contextlib.contextmanager
+def started(broker: B) -> Iterator[B]:
+    """It runs meanwhile; nothing of it is left afterwards, also when it does not come up."""
+    try:
+        broker.start()
+        yield broker
+    finally:
+        broker.stop()

@@ -253,17 +253,18 @@ def _drop(tree: Dict[str, Any], path: Sequence[str]) -> None:
 # -- the other messages
 
 
+def _whose(record: VmRecord) -> Dict[str, Any]:
+    """Which VM a message is about, and whose it is."""
+    spec = record.spec
+    return {"vm": record.vm, "name": spec.name, "generation": record.generation, "owner": _owner(spec.owner),
+            "controller": spec.controller, "command": spec.command, "tags": list(spec.tags)}
+
+
 def lease_warning(record: VmRecord, now: Now, before_s: int) -> Dict[str, Any]:
     """The `data` of vm.lease.warning: the threshold that was passed, and what is really left."""
     end = lease.ends_at(record)
     return {
-        "vm": record.vm,
-        "name": record.spec.name,
-        "generation": record.generation,
-        "owner": _owner(record.spec.owner),
-        "controller": record.spec.controller,
-        "command": record.spec.command,
-        "tags": list(record.spec.tags),
+        **_whose(record),
         "before_s": before_s,
         "remaining_s": max(0, int((end if end is not None else now.at) - now.at)),
         "lease": _lease(record, now),
@@ -273,13 +274,7 @@ def lease_warning(record: VmRecord, now: Now, before_s: int) -> Dict[str, Any]:
 def limits_reproven(record: VmRecord, told: Reproven, now: Now) -> Dict[str, Any]:
     """The `data` of limits.reproven: a guest rebooted, that made a new domain, and its limits hold again."""
     return {
-        "vm": record.vm,
-        "name": record.spec.name,
-        "generation": record.generation,
-        "owner": _owner(record.spec.owner),
-        "controller": record.spec.controller,
-        "command": record.spec.command,
-        "tags": list(record.spec.tags),
+        **_whose(record),
         "domain": {"before": told.before, "now": told.number},
         "unproven_s": round(told.unproven_s, 3),
         "proven_at": now.wall,

@@ -252,13 +252,13 @@ def whole(period: Period, facts: Mapping[str, Mapping[str, Any]], cores: int, lo
     }
 
 
-def split(data: Mapping[str, Any]) -> List[Dict[str, Any]]:
+def split(data: Mapping[str, Any], most_bytes: int = MOST_BYTES) -> List[Dict[str, Any]]:
     """The same in as many messages as it takes to hold the bound."""
     parts: List[List[Mapping[str, Any]]] = [[]]
     size = 0
     for guest in data["vms"]:
         length = len(codec.canonical(guest))
-        if parts[-1] and size + length > MOST_BYTES:
+        if parts[-1] and size + length > most_bytes:
             parts.append([])
             size = 0
         parts[-1].append(guest)

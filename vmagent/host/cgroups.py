@@ -48,7 +48,7 @@ _MARGIN_S = 1.0  # systemctl is ended before its lane's deadline
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """levels: paths below the hierarchy's root, the guest's outermost first, its own last."""
 
     version: int
@@ -66,7 +66,7 @@ class _Seat:
 
     pid: int
     text: str
-    place: _Place
+    place: Place
 
 
 class HostCgroups:
@@ -108,7 +108,7 @@ class HostCgroups:
         seated = {vm: seat for vm, seat in known.items() if self._text(seat.pid) == seat.text}
         for vm, pid in self._processes.pids([vm for vm in vms if vm not in seated]).items():
             text = self._text(pid)
-            place = _place(text)
+            place = place_of(text)
             if place is not None:
                 seated[vm] = _Seat(pid, text, place)
         self._seats.update(seated)
@@ -144,13 +144,13 @@ class HostCgroups:
         pid = self._processes.pids((vm,)).get(vm)
         if pid is None:
             raise Fault(FaultKind.GONE, f"no QEMU of {vm}")
-        place = _place(self._text(pid))
+        place = place_of(self._text(pid))
         if place is not None and place.scope:
             argv = [self._systemctl, "set-property", "--no-ask-password", "--runtime", "--", place.scope,
                     *properties(cpu)]
             children.run(argv, deadline_s)
 
-    def _seen(self, place: _Place) -> Optional[CgroupSeen]:
+    def _seen(self, place: Place) -> Optional[CgroupSeen]:
         try:
             folders = [f"{self._roots[place.version]}/{level}" for level in place.levels]
             limits = [_LIMITS[place.version](folder) for folder in folders]
@@ -186,12 +186,12 @@ def places(text: str) -> Mapping[str, str]:
     return {name: path for _, controllers, path in lines for name in controllers.split(",")}
 
 
-def _place(text: str) -> Optional[_Place]:
+def place_of(text: str) -> Optional[Place]:
     """Where a process is in the hierarchy that has the cpu controller; None = in no guest's cgroup."""
     paths = places(text)
     version, path = (1, paths["cpu"]) if "cpu" in paths else (2, paths.get("", "/"))
     levels = levels_of(path)
-    return _Place(version, levels) if levels else None
+    return Place(version, levels) if levels else None
 
 
 def properties(cpu: CpuLimit) -> Tuple[str, str]:

@@ -85,6 +85,7 @@ def _json(value: Any) -> str:
 
 
 def _bounded(text: str) -> bytes:
+    """Its end, where what is newest stands."""
     raw = text.encode("utf-8", "replace")
     if len(raw) <= LARGEST:
         return raw
