@@ -5,7 +5,8 @@ Exit codes, part of the contract with systemd and scripts:
     0   stopped on request; with --check-config: nothing is wrong
     1   the agent failed, or could not begin with what it found on this host (a directory that it may not use): that
         may mend, so systemd starts it again.  With --guard: the default drop is not in force
-    2   wrong arguments, errors in the configuration, or a store that a newer version wrote: starting again does not help
+    2   wrong arguments, errors in the configuration, or a store that a newer version wrote: starting again does not
+        help
 """
 
 from __future__ import annotations

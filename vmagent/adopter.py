@@ -65,7 +65,10 @@ class Adopter:
         return told
 
     async def disown(self, args: Mapping[str, Any], signer: Signer) -> Json:
-        """args: `vm`, `reason`.  Problems: `schema`, `not-found`, `ambiguous`, `not-adopted`, `ended`, `paused-by-us`."""
+        """args: `vm`, `reason`.
+
+        Problems: `schema`, `not-found`, `ambiguous`, `not-adopted`, `ended`, `paused-by-us`.
+        """
         adopting.asked_back(args)
 
         async def decide() -> Tuple[Sequence[Change], VmRecord]:

@@ -9,7 +9,7 @@ from typing import Any, Callable, Iterator, List, Sequence
 
 import pytest
 
-from tests.support.brokers import ActiveMQ, RabbitMQ
+from tests.support.brokers import ActiveMQ, RabbitMQ, started
 from tests.support.loop import RealLoop
 from tests.support.settings import broker_settings
 from vmagent.broker.client import BrokerLink, Frame, LinkState, Subscription

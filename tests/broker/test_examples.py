@@ -9,6 +9,7 @@ from typing import Any, Callable, Iterator, List
 import pytest
 
 from tests.broker.conftest import Linked
+from tests.support.brokers import started
 from tests.support.examplebrokers import HOSTS, PEOPLE, SITE, ExampleActiveMQ, ExampleRabbitMQ
 from tests.unit.test_docs import FENCE, ROOT
 from vmagent.broker.client import Subscription

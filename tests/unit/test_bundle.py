@@ -187,3 +187,8 @@ def test_each_piece_is_bounded(site: Tuple[FakeHost, Path]) -> None:
 ])  # fmt: skip
 def test_what_is_no_secret_stays(text: str) -> None:
     assert scrubbing.scrubbed(text) == text
+
+
+@pytest.mark.parametrize("piece", ["x", "://", "://@", "a://b/", "ssh-", "ssh-a ", "token:\"", "-----BEGIN ", "Basic "])
+def test_a_log_that_somebody_else_wrote_holds_nothing_up(piece: str) -> None:
+    scrubbing.scrubbed(piece * (1 << 18))

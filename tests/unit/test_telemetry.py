@@ -150,7 +150,8 @@ def test_messages_are_split_by_size_and_all_of_them_fit_their_schema() -> None:
                                disk=DiskCounters(), disk_at=9.0)
     period = fold(reading(sample(0, 0.0), {"dev0": NicCounters()}), reading(full, {"dev0": NicCounters()}))
     guests = [dict(row(period, 12), vm=f"{n:08d}-0000-4000-8000-000000000000") for n in range(5)]
-    told = telemetry.split({**telemetry.whole(period, {}, 4, 1, now(12)), "vms": guests}, 2 * len(json.dumps(guests[0])))
+    told = telemetry.split({**telemetry.whole(period, {}, 4, 1, now(12)), "vms": guests},
+                           2 * len(json.dumps(guests[0])))
     assert [(m["part"], m["parts"], len(m["vms"])) for m in told] == [(1, 3, 2), (2, 3, 2), (3, 3, 1)]
     assert [guest["vm"] for m in told for guest in m["vms"]] == [guest["vm"] for guest in guests]
     for message in told:
