@@ -61,9 +61,10 @@ def daemon_pid(uri: str) -> int:
         return int(struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
 
 
-def rss_mib(pid: int) -> float:
-    found = re.search(r"^VmRSS:\s+([0-9]+) kB$", Path(f"/proc/{pid}/status").read_text(), re.M)
-    return int(found[1]) / 1024 if found else 0.0
+def resident_mib(pid: int, what: str) -> float:
+    """what: VmRSS, or RssAnon: of that what is its own, without the files of libraries that others map as well."""
+    found = re.search(rf"^{what}:\s+([0-9]+) kB$", Path(f"/proc/{pid}/status").read_text(), re.M)
+    return round(int(found[1]) / 1024, 1) if found else 0.0
 
 
 class Collector:
@@ -139,7 +140,8 @@ def at_rest(agent: int, daemon: int, seconds: float) -> Dict[str, float]:
     return {
         "agent_cpu_percent": round(100 * (idle.cpu_s(agent) - used) / lasted, 3),
         "libvirtd_cpu_percent": round(100 * (idle.cpu_s(daemon) - served) / lasted, 3),
-        "agent_rss_mib": round(rss_mib(agent), 1),
+        "agent_rss_mib": resident_mib(agent, "VmRSS"),
+        "agent_own_mib": resident_mib(agent, "RssAnon"),
     }
 
 

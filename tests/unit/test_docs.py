@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import inspect
 import json
 import re
@@ -195,6 +196,7 @@ def shape(node: ast.expr) -> Tuple[str, str]:
     return "{}", node.id if isinstance(node, ast.Name) else "?"
 
 
+@functools.cache
 def in_the_code() -> Set[str]:
     found = {type for path in sorted((ROOT / "vmagent").rglob("*.py")) for type in types_in(path)}
     outside = {Outside("", "", 1, 1, below).problem("").type for below in (True, False)}
