@@ -62,6 +62,7 @@ CASES = {
     "kvm-no-network": ("kvm", building.spec(interfaces=(), tags=()), None),
     "kvm-all-limits": ("kvm", building.spec(cpu_cap_core_percent=250, cpu_weight=300, disk_io=SLOW), None),
     "kvm-disks": ("kvm", building.spec(disks=DISKS, disk_io=SLOW), None),
+    "xen-pv-disks": ("xen-pv", dataclasses.replace(booted("pv"), disks=DISKS), None),
     "xen-hvm-disks": ("xen-hvm", building.spec(disks=DISKS), None),
     "qemu-awkward-text": ("qemu", building.spec(name="<&>\"'\u00e9\u4e2d\n]]>", tags=("</vma:vm>",)), None),
 }
@@ -102,7 +103,14 @@ def test_the_golden_image_is_named_in_the_chain_and_never_handed_over():
 def test_nothing_but_the_overlay_is_writable(profile):
     disks = ElementTree.fromstring(xml_of(profile, booted("pvh"))).findall("devices/disk")
     writable = [d.find("source").get("file") for d in disks if d.find("readonly") is None]
-    assert writable == [OVERLAY]
+    assert writable == ([OVERLAY] if PROFILES[profile].read_only else [OVERLAY, SEED])
+
+
+def test_a_volume_that_such_a_guest_would_not_find_is_refused():
+    """Not given silently, and not given to be written."""
+    spec = dataclasses.replace(booted("pvh"), disks=DISKS[:3])
+    with pytest.raises(ValueError, match="ref: a guest of kind xen-pvh has no disk that can only be read"):
+        xml_of("xen-pvh", spec)
 
 
 @pytest.mark.parametrize(("ports", "wanted"), [(True, 4 + 8 + 2), (False, 0)])

@@ -92,7 +92,7 @@ def test_what_a_guest_becomes_is_said_by_its_image(boot, on_xen, on_pv_only):
 def test_rows_of_one_driver_agree_in_what_is_asked_of_a_host():
     """Observation and actions on domains that exist read any of them (`of_driver`)."""
     of_a_guest = {"name", "domain_type", "os_type", "guest", "firmware", "bootloader", "cpu_mode", "console", "machine",
-                  "emulated", "read_only_from"}
+                  "emulated", "read_only", "read_only_from"}
     for driver in {row.driver for row in PROFILES.values()}:
         rows = [dataclasses.asdict(row) for row in PROFILES.values() if row.driver == driver]
         for name in set(rows[0]) - of_a_guest:

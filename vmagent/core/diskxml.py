@@ -74,7 +74,8 @@ def own_disks(devices: Element, spec: VmSpec, profile: Profile, overlay: str, se
     add(disk, "driver", name=profile.disk_driver, type="raw")
     add(disk, "source", file=seed)
     add(disk, "target", dev=second, bus=profile.disk_bus)
-    add(disk, "readonly")
+    if profile.read_only:
+        add(disk, "readonly")
 
 
 def asked_disks(devices: Element, spec: VmSpec, profile: Profile, sources: Sequence[DiskSource]) -> None:
@@ -84,7 +85,9 @@ def asked_disks(devices: Element, spec: VmSpec, profile: Profile, sources: Seque
 
 
 def asked_disk(devices: Element, disk: Disk, source: DiskSource, limits: DiskIo, profile: Profile) -> Element:
-    """One of them."""
+    """One of them.  Errors: ValueError for one that can only be read, where guests are given none such."""
+    if disk.read_only and not profile.read_only:
+        raise ValueError(f"{disk.volume}: a guest of kind {profile.name} has no disk that can only be read")
     ours = disk.kind == SCRATCH
     # snapshot="no": libvirt would put a layer beside every disk that a snapshot does not name, a site's volume too.
     found = add(devices, "disk", type="block" if source.block else "file",

@@ -22,6 +22,7 @@ from vmagent.core.actions import Do
 from vmagent.core.imagemodel import HVM, PV, PVH, Boot
 
 X86 = ("x86_64", "i686")
+NEVER = 26  # past the last place of a disk
 LIVE_DISKS = (Do.ATTACH_DISK, Do.DETACH_DISK)
 HARDWARE_FLAGS = frozenset({"vmx", "svm"})
 _OS_TYPES = {"xen": "linux"}  # in capabilities -> in a definition
@@ -61,6 +62,7 @@ class Profile:
     disk_bus: str = "virtio"
     disk_names: Tuple[str, str] = ("vda", "vdb")  # overlay, seed
     read_only_from: int = 0  # the first place of a disk that can be read only; before it that takes a CD-ROM
+    read_only: bool = True  # False = no disk that can only be read: the seed can be written, such a volume is refused
     disk_serials: bool = True  # a guest sees a disk's serial
     cdrom_bus: str = "sata"
     cdrom_prefix: str = "sd"
@@ -117,7 +119,7 @@ _XEN = Profile(
     unsupported=frozenset({Do.APPLY_DISK_IO, Do.TAKE_SNAPSHOT, Do.DELETE_SNAPSHOT, *LIVE_DISKS}),
 )
 _XEN_PV = dataclasses.replace(_XEN, name="xen-pv", os_type="linux", guest=PV, firmware=False, bootloader="pygrub",
-                              console="xen", read_only_from=0)
+                              console="xen", read_only_from=NEVER)  # QEMU makes none for Xen, and nobody is told
 _QEMU_UNDEFINE = ("MANAGED_SAVE", "SNAPSHOTS_METADATA", "NVRAM", "CHECKPOINTS_METADATA")
 PROFILES: Mapping[str, Profile] = {
     row.name: row
@@ -127,7 +129,8 @@ PROFILES: Mapping[str, Profile] = {
         Profile("qemu", "QEMU", "qemu", "hvm", cpu_mode="maximum", machines=True, emulated=True,
                 undefine_flags=_QEMU_UNDEFINE, snapshots=("disk", "full")),
         _XEN,
-        dataclasses.replace(_XEN_PV, name="xen-pvh", os_type="xenpvh", guest=PVH),
+        # Linux takes a CD-ROM of Xen's for one that is emulated too, and leaves it alone.
+        dataclasses.replace(_XEN_PV, name="xen-pvh", os_type="xenpvh", guest=PVH, read_only_from=0, read_only=False),
         _XEN_PV,
         Profile(
             "test",

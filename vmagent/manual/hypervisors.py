@@ -48,6 +48,7 @@ LINES: Tuple[Line, ...] = (
     ("CPU cap and weight", lambda row: _CAPS[row.cpu_cap]),
     ("limits of disks' input and output", lambda row: _yes(row.disk_io)),
     ("its disks", lambda row: f"`{row.disk_names[0]}`, seed `{row.disk_names[1]}`, bus `{row.disk_bus}`"),
+    ("a disk that can only be read", lambda row: _yes(row.read_only)),
     ("a disk's serial is seen by the guest", lambda row: _yes(row.disk_serials)),
     ("`vm.attach`, `vm.detach` while it runs", lambda row: _yes(row.live_disks)),
     ("snapshots", lambda row: ", ".join(row.snapshots) or "no"),

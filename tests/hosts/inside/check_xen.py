@@ -215,6 +215,17 @@ def test_the_interface_is_there_under_our_name_before_anything_runs(rig: xen.Xen
         until(lambda: not Path(f"/sys/class/net/{nic.device}").exists(), 20, "it goes with its guest")
 
 
+def test_a_guest_has_every_disk_that_its_definition_says(rig: xen.XenRig) -> None:
+    """Xen starts it without those that QEMU could not make, and says nothing."""
+    disks = (rig.volume("results", 2), *([rig.volume("reference", 3, read_only=True)] * rig.profile.read_only))
+    spec = booted(rig, disks=disks)
+    console = Console(rig, spec)
+    console.say("cd /sys/block; for one in xvd?; do echo $one=$(cat $one/ro); done")
+    for told in ("xvda=0", f"xvdb={int(rig.profile.read_only)}", "xvdc=0", "xvdd=1")[: 2 + len(disks)]:
+        console.wait(told.encode(), END_S)
+    console.close()
+
+
 def test_the_golden_image_is_never_written(rig: xen.XenRig) -> None:
     assert rig.disks is not None
     golden = rig.disks.golden
