@@ -8,8 +8,9 @@ import libvirt
 import pytest
 
 from tests.support import building
+from vmagent.core.domainxml import parts_of
 from vmagent.core.drivers import PROFILES, Choice
-from vmagent.core.model import CpuLimit, DiskIo, Seen
+from vmagent.core.model import CpuLimit, DiskIo, DomainSeen, Seen
 from vmagent.errors import Fault, FaultKind
 from vmagent.hypervisor import perform
 from vmagent.hypervisor.faults import closed, kind
@@ -258,6 +259,28 @@ def from_libxl(code, origin=LV.VIR_FROM_LIBXL):
 def test_a_domain_of_xen_that_is_made_anew_hinders_no_look():
     for code in (LV.VIR_ERR_INTERNAL_ERROR, LV.VIR_ERR_OPERATION_INVALID):
         assert eyes("xen-pv")._scheduled(Going(from_libxl(code))) == (None, None)
+
+
+def test_it_is_stopping_and_no_limit_is_missed_but_not_for_long():
+    """Else every reboot were told as a limit that cannot be read."""
+    looking, vm = eyes("xen-pv"), building.spec().vm
+    settles = PROFILES["xen-pv"].off_settles_s
+    parts = parts_of("<domain><memory>1024</memory></domain>")
+
+    def look(at, domain):
+        found = looking._limited(domain, DomainSeen(vm, Seen.RUNNING, "booted", at), parts, 7)
+        return found.seen, found.reason, found.cpu
+
+    going = Going(from_libxl(LV.VIR_ERR_INTERNAL_ERROR))
+    assert look(1.0, going) == look(settles, going) == (Seen.STOPPING, SETTLING, None)
+    assert look(1.0 + settles, going) == (Seen.RUNNING, "booted", None)
+    assert look(50.0, Held()) == (Seen.RUNNING, "booted", CpuLimit(100_000, 60_000))
+    assert look(90.0, going)[0] is Seen.STOPPING, "another time"
+
+
+class Held:
+    def schedulerParameters(self):  # noqa: N802 - libvirt's name
+        return {"cap": 60, "weight": 256}
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,7 @@ class Eyes:
         self._tags: Dict[str, Tuple[str, Tag]] = {}  # uuid -> (XML, what it says)
         self._alive: Set[str] = set()
         self._off_at: Dict[str, float] = {}  # uuid -> the first look that saw it off
+        self._fading: Dict[str, float] = {}  # uuid -> the first look that could not read its scheduler
 
     def forget(self, uuid: str) -> None:
         """Something about this domain changed."""
@@ -239,6 +240,8 @@ class Eyes:
     def _limited(self, domain: libvirt.virDomain, found: DomainSeen, parts: Parts, number: int) -> DomainSeen:
         """With what is read back from a live domain."""
         cpu, weight = self._scheduled(domain)
+        if self._fades(found, cpu is not None):
+            return dataclasses.replace(found, seen=Seen.STOPPING, reason=SETTLING)
         return dataclasses.replace(
             found,
             cpu=cpu,
@@ -250,6 +253,14 @@ class Eyes:
             devices=parts.devices,
             number=number,
         )
+
+    def _fades(self, found: DomainSeen, readable: bool) -> bool:
+        """Whether it ends or reboots at this moment, where libvirt says "running" until it has; not for long."""
+        if readable or found.seen is not Seen.RUNNING:
+            self._fading.pop(found.vm, None)
+            return False
+        since = self._fading.setdefault(found.vm, found.at)
+        return found.at - since < self._profile.off_settles_s
 
     def _settled(self, uuid: str, seen: Seen, reason: str, at: float) -> Tuple[Seen, str]:
         """An end that may be the first half of a reboot is STOPPING until the driver's time for that has passed.
