@@ -44,4 +44,7 @@ def same(host: BootedHost, name: str) -> Same:
 def answers(host: BootedHost, name: str) -> None:
     """It says back what is said to it, and goes on with its dots."""
     host.put({"/var/tmp/speak.py": SPEAK})
-    host.sh(f"python3 -IS /var/tmp/speak.py {name} {ANSWER_S:.0f}", ANSWER_S + 60)
+    done = host.run(f"python3 -IS /var/tmp/speak.py {name} {ANSWER_S:.0f}", ANSWER_S + 60)
+    if done.code:
+        state = host.run(f"virsh -q domstate --reason {name}; journalctl -b -u vmagent -o cat | tail -30").text
+        raise AssertionError(f"{done.text}\n{state}")
