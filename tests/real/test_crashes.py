@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.real.conftest import domains, qemu_pids, start_args
+from tests.real.conftest import SUBNET, domains, pings, qemu_pids, start_args
 from tests.support import confined
 from tests.support.agent import Agent, Controller, vm_of
 from tests.support.waiting import until
@@ -132,6 +132,33 @@ def test_the_store_lost_under_running_guests(agent: Agent, controller: Controlle
     until(lambda: controller.replies(id)[-1]["status"] == "refused", 20, "the refusal")
     assert controller.replies(id)[-1]["problem"]["type"] == "before-epoch"
     assert len(qemu_pids(vm)) == 1
+    ended(agent, controller, vm)
+
+
+def test_a_store_that_was_set_aside_comes_back(agent: Agent, controller: Controller, tmp_path: Path) -> None:
+    """So an administrator goes back to a version, and forth again: the guest that both stores know runs on."""
+    agent.start()
+    vm = vm_of(controller.send("vm.start", start_args()))
+    controller.wait_phase(vm, "ready")
+    pids = qemu_pids(vm)
+    agent.stop()
+    state, aside = agent.folder / "state", tmp_path / "aside"
+    aside.mkdir()
+    for path in state.glob("vmagent.db*"):
+        path.rename(aside / path.name)
+    agent.start()
+    until(lambda: (agent.ask("show", vm=vm) or {}).get("row", {}).get("phase") == "ready", 40, "rebuilt from its tag")
+    agent.stop()
+    for path in state.glob("vmagent.db*"):
+        path.unlink()
+    for path in aside.iterdir():
+        path.rename(state / path.name)
+    before = len(controller.states(vm))
+    agent.start()
+    until(lambda: (agent.ask("show", vm=vm) or {}).get("row", {}).get("phase") == "ready", 40, "it is known again")
+    until(lambda: len(controller.states(vm)) > before, 30, "its state is told")
+    assert pings(f"{SUBNET}.10") and qemu_pids(vm) == pids
+    assert {told["phase"] for told in controller.states(vm)[before:]} == {"ready"}
     ended(agent, controller, vm)
 
 
