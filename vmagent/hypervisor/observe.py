@@ -314,10 +314,9 @@ class Eyes:
         return None, None
 
     def _forget_all_but(self, present: Set[str]) -> None:
-        for uuid in set(self._parts).union(self._tags, self._alive, self._off_at) - present:
-            self._parts.pop(uuid, None)
-            self._tags.pop(uuid, None)
-            self._off_at.pop(uuid, None)
+        for uuid in set(self._parts).union(self._tags, self._alive, self._off_at, self._fading) - present:
+            for known in (self._parts, self._tags, self._off_at, self._fading):
+                known.pop(uuid, None)
             self._alive.discard(uuid)
 
 
