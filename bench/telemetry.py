@@ -1,6 +1,6 @@
 """What a collection costs with N idle VMs: ours, a bare bulk call of the same groups, and `virsh domstats`.
 
-    python3 -m bench.telemetry [VMS...] [--seconds S]     (root, libvirt, QEMU; default 1 100 500, 120 s at rest)
+    python3 -m bench.telemetry [VMS...] [--seconds S] [--paused]     (root, libvirt, QEMU; 1 100 500, 120 s)
 
 Guests are bare QEMUs of 32 MiB without an operating system, on a libvirtd of their own where that can be had.  One
 collection of ours is everything that the agent reads in a minute for each guest, all at once: what the kernel counts,
@@ -145,14 +145,14 @@ def at_rest(agent: int, daemon: int, seconds: float) -> Dict[str, float]:
     }
 
 
-def measured(folder: Path, uri: str, number: int, seconds: float) -> Dict[str, Any]:
+def measured(folder: Path, uri: str, number: int, seconds: float, paused: bool) -> Dict[str, Any]:
     """One number of VMs, from an empty host to an empty host."""
     daemon = daemon_pid(uri)
     settings = idle.config(folder, number)
     settings["hypervisor"]["uri"] = uri
     with idle.agent_with(folder, settings) as agent:
         assert agent.process is not None
-        took = idle.start(agent, number)
+        took = idle.start(agent, number, paused)
         vms = [row["vm"] for row in agent.ask("list")["vms"]]
         time.sleep(SETTLE_S)
         costs = compared(uri, daemon, vms)
@@ -161,7 +161,7 @@ def measured(folder: Path, uri: str, number: int, seconds: float) -> Dict[str, A
             for member in ("wall_s", "client_s", "libvirtd_s")}  # fmt: skip
     total = {way: one.client_s + one.libvirtd_s for way, one in costs.items()}
     return {
-        "vms": number, "started_in_s": round(took, 1), **told,
+        "vms": number, "paused": paused, "started_in_s": round(took, 1), **told,
         "ratio_vs_bare": round(costs["ours"].wall_s / costs["bare"].wall_s, 2),
         "ratio_vs_virsh": round(costs["ours"].wall_s / costs["virsh"].wall_s, 2),
         "cpu_ratio_vs_bare": round(total["ours"] / total["bare"], 2),
@@ -173,10 +173,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("vms", nargs="*", type=int, default=[1, 100, 500])
     parser.add_argument("--seconds", type=float, default=120.0, help="at rest (default 120)")
+    parser.add_argument("--paused", action="store_true", help="pause the guests: hundreds take all there is")
     said = parser.parse_args()
     for number in said.vms:
         with idle.roomy() as folder, libvirtd.isolated() as uri:
-            print(json.dumps(measured(folder, uri, number, said.seconds)), flush=True)
+            print(json.dumps(measured(folder, uri, number, said.seconds, said.paused)), flush=True)
 
 
 if __name__ == "__main__":
