@@ -69,8 +69,8 @@ def test_a_day_at_the_month_s_end_balances(agent: Agent, controller: Controller,
     booked = rows(agent, vm)
     assert month in [row["to"] for row in booked] and month in [row["from"] for row in booked]
     check(booked, known, rested, ended - ran)
-    until(lambda: len(published(controller)) == len(booked), 30, "every period is published")
-    assert [published(controller)[row["segment"], row["period"]] for row in booked] == booked
+    until(lambda: len(published(controller, vm)) == len(booked), 30, "every period is published")
+    assert [published(controller, vm)[row["segment"], row["period"]] for row in booked] == booked
 
 
 def answering() -> bool:

@@ -94,7 +94,8 @@ def balanced(rows: List[Dict[str, Any]]) -> None:
             gap = walltime.seconds(row["from"]) - walltime.seconds(before["to"])
             assert abs(gap - max(0.0, before["clock_step_s"])) < 0.0005, f"gap or overlap at {row['from']}"
         for row in mine:
-            assert row["used"]["wall_s"] + row["used"]["suspended_s"] == row["seconds"] >= 0
+            parts = [round(row["used"][name] * 1000) for name in ("wall_s", "suspended_s")]  # ms: sums of floats differ
+            assert sum(parts) == round(row["seconds"] * 1000) >= 0
             assert row["used"]["core_s"] == row["footprint"]["cores"] * row["seconds"]
         for name in ("wall_s", "suspended_s", "core_s", "memory_mib_s", "disk_gib_s", "cpu_s"):
             assert summed(mine, name) == round((mine[-1]["total"][name] or 0) * 1000), name
