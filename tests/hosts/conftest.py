@@ -14,6 +14,8 @@ import pytest
 
 from tests.support import bootedhost_image
 from tests.support.bootedhost import BootedHost, Lost
+from tests.support.bootedsite import BootedSite
+from tests.support.brokers import RabbitMQ
 from tests.support.package import ROOT
 
 CHECKOUT = "/opt/vmagent"  # not below /root: QEMU's user passes through
@@ -82,3 +84,15 @@ def on_fresh_host(on_host: Keeper) -> Iterator[OnHost]:
 def on_xen() -> Iterator[OnHost]:
     """A Xen dom0."""
     yield from kept(xen=True)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BootedSite]:
+    """A site of the module's own: broker, CA, controller, collector."""
+    if not RabbitMQ.installed():
+        pytest.skip("no rabbitmq here")
+    one = BootedSite(tmp_path_factory.mktemp("site"))
+    try:
+        yield one
+    finally:
+        one.close()

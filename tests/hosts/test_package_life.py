@@ -7,9 +7,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Dict, Iterator, NamedTuple
-
-import pytest
+from typing import Dict, NamedTuple
 
 from tests.hosts.conftest import OnHost
 from tests.support import bootedagent, bootedguest
@@ -17,7 +15,6 @@ from tests.support.agent import HOST
 from tests.support.bootedagent import CAP, TABLE, ask, user, wait
 from tests.support.bootedhost import BootedHost
 from tests.support.bootedsite import BootedSite
-from tests.support.brokers import RabbitMQ
 from tests.support.oldstores import OVER
 from tests.support.waiting import until
 from vmagent.__main__ import USAGE
@@ -46,17 +43,6 @@ class Installed(NamedTuple):
 
 _installed: Dict[BootedHost, Installed] = {}
 _guests: Dict[BootedHost, str] = {}
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BootedSite]:
-    if not RabbitMQ.installed():
-        pytest.skip("no rabbitmq here")
-    one = BootedSite(tmp_path_factory.mktemp("site"))
-    try:
-        yield one
-    finally:
-        one.close()
 
 
 def installed(host: BootedHost) -> Installed:

@@ -5,7 +5,7 @@ Linux and answer.  What issue 1 and 2 promise on KVM, seen from libvirt, Xen and
 from __future__ import annotations
 
 import json
-from typing import Any, Dict, Iterator, List, Mapping
+from typing import Any, Dict, List, Mapping
 
 import pytest
 
@@ -16,24 +16,12 @@ from tests.support.bootedagent import SUBNET, TABLE, ask, wait
 from tests.support.bootedhost import BootedHost
 from tests.support.bootedsite import BootedSite
 from tests.support.bootedxen import CAP, RATE_KBIT, Guest
-from tests.support.brokers import RabbitMQ
 from tests.support.waiting import until
 from vmagent.core import identity
 
 START_S = 600.0  # a dom0 under emulation: a start takes one to two minutes, a boot of the guest the same
 HELD_S = 60.0
 END_S = 180.0
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BootedSite]:
-    if not RabbitMQ.installed():
-        pytest.skip("no rabbitmq here")
-    one = BootedSite(tmp_path_factory.mktemp("site"))
-    try:
-        yield one
-    finally:
-        one.close()
 
 
 _guests: Dict[BootedHost, Guest] = {}
@@ -198,20 +186,14 @@ def test_a_guest_that_reboots_has_its_limits_again(on_xen: OnHost, site: BootedS
     on_xen(body)
 
 
-def test_a_guest_that_powers_itself_off_is_finished(on_xen: OnHost, site: BootedSite) -> None:
+@pytest.mark.parametrize("key,outcome,place", [("o", "finished", 30), ("c", "crashed", 31)])
+def test_power_off_and_panic_are_told_apart(
+    on_xen: OnHost, site: BootedSite, key: str, outcome: str, place: int
+) -> None:
     def body(host: BootedHost) -> None:
-        one = ready(host, site, place=30)
-        one.say("echo o > /proc/sysrq-trigger")
-        ended(site, one.vm, "finished")
-
-    on_xen(body)
-
-
-def test_a_guest_that_panics_has_crashed(on_xen: OnHost, site: BootedSite) -> None:
-    def body(host: BootedHost) -> None:
-        one = ready(host, site, place=31)
-        one.say("echo c > /proc/sysrq-trigger")
-        ended(site, one.vm, "crashed")
+        one = ready(host, site, place=place)
+        one.say(f"echo {key} > /proc/sysrq-trigger")
+        ended(site, one.vm, outcome)
 
     on_xen(body)
 
