@@ -9,10 +9,12 @@ import os
 import signal
 
 import pytest
+from twisted.internet.defer import Deferred
 
 from tests.support import bootsector, hypervisor, libvirtd
 from tests.support.fake_meter import FakeMeter
 from vmagent.core.actions import Do
+from vmagent.core.samples import HostSample, Reading
 from vmagent.host.meter import HostMeter
 from vmagent.host.processes import ProcProcesses
 from vmagent.lanes import Lanes
@@ -155,6 +157,28 @@ def test_a_monitor_that_is_silent_costs_one_deadline_and_makes_its_guest_stuck(q
             both = fine(rig, frozen, other)
             assert both[frozen.vm].disk is None and both[other.vm].disk is not None
             assert rig.port.stuck() == {frozen.vm}
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        rig.loop.until(lambda stuck=rig.port.stuck: not stuck(), DEADLINE_S, "it answers again")
+
+
+@libvirtd.needed
+def test_a_reading_finds_a_qemu_that_does_not_run(qemu_uri):
+    """Nobody asks libvirt or a monitor: the reading that everybody is fed with is enough."""
+    processes = ProcProcesses()
+    for rig in hypervisor.begun(hypervisor.qemu(qemu_uri, processes.halted, stuck_after_s=600.0)):
+        rig.meter = real(rig, processes)
+        frozen, other = rig.spec(), rig.spec()
+        for spec in (frozen, other):
+            rig.begin(spec, Do.RESUME)
+            rig.see(spec)
+        pid = processes.pids((frozen.vm,))[frozen.vm]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            samples = fine(rig, frozen, other)
+            rig.result(Deferred.fromCoroutine(rig.port.take(Reading(0.0, samples, {}, HostSample(0.0)))))
+            sick = {frozen.vm}
+            rig.loop.until(lambda stuck=rig.port.stuck, sick=sick: stuck() == sick, DEADLINE_S, "it is stuck")
         finally:
             os.kill(pid, signal.SIGCONT)
         rig.loop.until(lambda stuck=rig.port.stuck: not stuck(), DEADLINE_S, "it answers again")

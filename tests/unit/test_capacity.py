@@ -39,6 +39,13 @@ def resources(reasons: List[Dict[str, Any]]) -> List[str]:
     return [one.get("resource", one["type"]) for one in reasons]
 
 
+def test_what_stands_does_not_change_by_itself() -> None:
+    """So a look that finds the same is not published, and need not reckon the rest."""
+    now, later = here(vm(0), at=2000.0), here(vm(0), at=2900.0)
+    assert capacity.standing(now) == capacity.standing(later)
+    assert set(told(now)) - set(capacity.standing(now)) == {"at", "valid_until", "later", "starts", "kernel"}
+
+
 # ---- sums
 
 
