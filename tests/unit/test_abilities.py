@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import pytest
 
@@ -15,9 +15,9 @@ from vmagent.core.commands import VERBS, Command, Signer
 from vmagent.core.drivers import PROFILES, Profile
 from vmagent.core.imagemodel import Boot, BootFile
 from vmagent.core.model import HypervisorInfo
-from vmagent.core.policy import CatalogueImage, Defaults
+from vmagent.core.policy import CatalogueImage, Defaults, Volume
 from vmagent.core.room import HostRoom
-from vmagent.errors import Problem, Problems
+from vmagent.errors import Problem, reasons
 
 KERNEL = BootFile("vmlinuz-6.1", "cd" * 64)
 IMAGES = {
@@ -44,19 +44,23 @@ def command(verb: str, **args: Any) -> Command:
                    "broker")
 
 
-def capabilities(problem: Optional[Problem]) -> List[str]:
-    problems = problem.problems if isinstance(problem, Problems) else (problem,) if problem else ()
+def capabilities(problems: Sequence[Problem]) -> List[str]:
     return [str(one.fields["capability"]) for one in problems if one.type == "not-supported-here"]
+
+
+def refusals(asked: Command, here: HostRoom, policy: Any = POLICY) -> Sequence[Problem]:
+    """Every one of a start."""
+    try:
+        admit(asked, policy, (), here)
+    except Problem as problem:
+        return reasons(problem)
+    return ()
 
 
 def refused(asked: Command, here: HostRoom, policy: Any = POLICY) -> List[str]:
     """The capabilities for whose lack it is refused, by what decides this verb."""
     if asked.verb == "vm.start":
-        try:
-            admit(asked, policy, (), here)
-        except Problem as problem:
-            return capabilities(problem)
-        return []
+        return capabilities(refusals(asked, here, policy))
     if asked.verb == "vm.limits":
         wanted = limits.changed(asked.args, b.spec(cpu_cap_core_percent=None), policy).limits
         return [str(one.fields["capability"]) for one in abilities.of_limits(wanted, here)]
@@ -149,6 +153,21 @@ def test_a_kernel_on_a_guest_s_own_disk_only_where_it_may_be_looked_for() -> Non
     forbidden = dataclasses.replace(host("xen-pv"), bootloader=False)
     assert refused(start(**SHAPE, image={"id": "looked-for"}), forbidden) == ["bootloader"]
     assert refused(start(**SHAPE, image={"id": "pv"}), forbidden) == []
+
+
+@pytest.mark.parametrize(("name", "lacks"), [
+    ("kvm", []), ("xen-pv", []), ("xen-hvm", [2, 3]), ("xen-pvh", [0, 2, 3]), ("test", []),
+])
+def test_a_volume_that_can_only_be_read_where_the_kind_of_guest_has_no_such_disk(name: str, lacks: List[int]) -> None:
+    row = PROFILES[name]
+    volumes = {each: Volume(each, f"/srv/{each}") for each in ("a", "b", "c")}
+    wanted = [{"volume": "a", "read_only": True}, {"scratch_gib": 1}, {"cdrom": "b"},
+              {"volume": "c", "read_only": True}]
+    asked = start(**SHAPE, image={"id": "tiny" if row.firmware else row.guest}, disks=wanted)
+    site = dataclasses.replace(POLICY, volumes=volumes)
+    found = refusals(asked, host(name), site)
+    assert [one.fields["path"] for one in found] == [f"args.disks[{index}]" for index in lacks]
+    assert {one.fields["capability"] for one in found} <= {"read_only_volumes"}
 
 
 def test_of_a_driver_that_nobody_has_talked_to_nothing_is_known() -> None:

@@ -50,6 +50,8 @@ def booted(guest, **kw):
 
 DISKS = (Disk("scratch", 2, 10), Disk("volume", 3, volume="data"), Disk("volume", 4, volume="ref", read_only=True),
          Disk("cdrom", 5, volume="tools", read_only=True))
+READ_FIRST = tuple(dataclasses.replace(disk, place=place)
+                   for disk, place in zip((*DISKS[2:], *DISKS[:2]), range(2, 6)))
 SOURCES = (DiskSource("/o/scratch.raw", "raw"), DiskSource("/dev/vg/data", "raw", True),
            DiskSource("/srv/ref.qcow2", "qcow2"), DiskSource("/srv/tools.iso", "raw"))
 
@@ -63,7 +65,7 @@ CASES = {
     "kvm-all-limits": ("kvm", building.spec(cpu_cap_core_percent=250, cpu_weight=300, disk_io=SLOW), None),
     "kvm-disks": ("kvm", building.spec(disks=DISKS, disk_io=SLOW), None),
     "xen-pv-disks": ("xen-pv", dataclasses.replace(booted("pv"), disks=DISKS), None),
-    "xen-hvm-disks": ("xen-hvm", building.spec(disks=DISKS), None),
+    "xen-hvm-disks": ("xen-hvm", building.spec(disks=READ_FIRST), None),
     "qemu-awkward-text": ("qemu", building.spec(name="<&>\"'\u00e9\u4e2d\n]]>", tags=("</vma:vm>",)), None),
 }
 
@@ -103,14 +105,14 @@ def test_the_golden_image_is_named_in_the_chain_and_never_handed_over():
 def test_nothing_but_the_overlay_is_writable(profile):
     disks = ElementTree.fromstring(xml_of(profile, booted("pvh"))).findall("devices/disk")
     writable = [d.find("source").get("file") for d in disks if d.find("readonly") is None]
-    assert writable == ([OVERLAY] if PROFILES[profile].read_only else [OVERLAY, SEED])
+    assert writable == ([OVERLAY] if PROFILES[profile].read_only_below else [OVERLAY, SEED])
 
 
-def test_a_volume_that_such_a_guest_would_not_find_is_refused():
+@pytest.mark.parametrize(("kind", "spec"), [("xen-pvh", booted("pvh")), ("xen-hvm", building.spec())])
+def test_a_volume_that_such_a_guest_would_not_find_is_refused(kind, spec):
     """Not given silently, and not given to be written."""
-    spec = dataclasses.replace(booted("pvh"), disks=DISKS[:3])
-    with pytest.raises(ValueError, match="ref: a guest of kind xen-pvh has no disk that can only be read"):
-        xml_of("xen-pvh", spec)
+    with pytest.raises(ValueError, match=f"ref: a guest of kind {kind} can have none there that can only be read"):
+        xml_of(kind, dataclasses.replace(spec, disks=DISKS[:3]))
 
 
 @pytest.mark.parametrize(("ports", "wanted"), [(True, 4 + 8 + 2), (False, 0)])

@@ -92,7 +92,7 @@ def test_what_a_guest_becomes_is_said_by_its_image(boot, on_xen, on_pv_only):
 def test_rows_of_one_driver_agree_in_what_is_asked_of_a_host():
     """Observation and actions on domains that exist read any of them (`of_driver`)."""
     of_a_guest = {"name", "domain_type", "os_type", "guest", "firmware", "bootloader", "cpu_mode", "console", "machine",
-                  "emulated", "read_only", "read_only_from"}
+                  "emulated", "read_only", "read_only_below"}
     for driver in {row.driver for row in PROFILES.values()}:
         rows = [dataclasses.asdict(row) for row in PROFILES.values() if row.driver == driver]
         for name in set(rows[0]) - of_a_guest:
@@ -195,7 +195,7 @@ def test_what_is_no_domain_capabilities_is_refused():
 PAGE = ROOT / "docs/operations/hypervisors.md"
 INSIDE = {"name", "machine", "guest", "cpu_mode", "bulk_statistics", "undefine_flags", "machines", "disk_driver",
           "cdrom_bus", "cdrom_prefix", "backing_chain", "nic_model", "console", "ports", "unsupported",
-          "forced_boot", "read_only_from"}  # what only libvirt notices
+          "forced_boot", "read_only_below"}  # what only libvirt notices
 
 
 def test_the_page_s_table_is_made_from_the_profiles():

@@ -185,6 +185,6 @@ def test_kinds_of_guests_and_how_each_begins() -> None:
     told = [limitviews.capabilities(info(driver="Xen", domain_type="xen", **{**drivers.told(xen[0], xen), **more}),
                                     FirewallInfo("sets", ""), ShaperInfo("", ""), None, SnapshotRules(True))["guests"]
             for more in ({}, {"bootloader": False})]
-    assert told[0] == [{"name": "xen-hvm", "kind": "hvm", "boots": ["firmware"]},
-                       {"name": "xen-pvh", "kind": "pvh", "boots": ["kernel", "bootloader"]}]
+    assert told[0] == [{"name": "xen-hvm", "kind": "hvm", "boots": ["firmware"], "read_only_volumes": 2},
+                       {"name": "xen-pvh", "kind": "pvh", "boots": ["kernel", "bootloader"], "read_only_volumes": 0}]
     assert told[1][1]["boots"] == ["kernel"]

@@ -12,13 +12,13 @@ Rules
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from vmagent.core import drivers
+from vmagent.core import disks, drivers
 from vmagent.core.actions import Do
 from vmagent.core.commands import Command
 from vmagent.core.imagemodel import HVM
-from vmagent.core.model import DiskIo, ImageRef, Limits
+from vmagent.core.model import Disk, DiskIo, ImageRef, Limits
 from vmagent.core.room import HostRoom
 from vmagent.errors import Problem
 
@@ -79,6 +79,20 @@ def of_image(image: ImageRef, room: HostRoom) -> Optional[Problem]:
         return None
     detail = f"image {image.id} names no kernel, and none may be looked for on a guest's disk here (hypervisor.pygrub)"
     return Problem("not-supported-here", detail, path="args.image.id", capability="bootloader")
+
+
+def of_disks(image: ImageRef, wanted: Sequence[Disk], room: HostRoom) -> List[Problem]:
+    """Why a guest of this image cannot have these disks here: not every kind has one that can only be read."""
+    kind = drivers.kind(drivers.rows(room.guests), image.boot)
+    if not room.known or kind is None:
+        return []
+    most = disks.read_only_most(kind)
+    where = f"among the first {most} only" if most else "not at all"
+    detail = f"a guest of kind {kind.name} can have disks that it can only read {where}"
+    return [
+        Problem("not-supported-here", detail, path=f"args.disks[{index}]", capability="read_only_volumes", maximum=most)
+        for index, disk in enumerate(wanted) if disk.read_only and disk.place >= kind.read_only_below
+    ]
 
 
 def _lacking(needs: _Needs, room: HostRoom) -> List[Problem]:

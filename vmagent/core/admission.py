@@ -60,6 +60,8 @@ def admit(
         problems += found.problems
     free = left(policy, records, room)
     problems += _kind_problems(image, room)
+    if what is not None and image is not None:
+        problems += abilities.of_disks(image.ref, what.disks, room)
     if what is not None:
         problems += unfit(what, policy, room) + _image_problems(what, image)
         at_once = what.count if command.args.get("atomic") else 1

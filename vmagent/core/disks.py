@@ -17,6 +17,7 @@ import dataclasses
 from fnmatch import fnmatchcase
 from typing import Any, Container, Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple
 
+from vmagent.core.drivers import Profile
 from vmagent.core.model import CDROM, SCRATCH, VOLUME, Disk, DomainSeen, Owner, VmRecord, VmSpec, VolumeUse
 from vmagent.core.policy import Policy
 from vmagent.errors import Problem
@@ -37,6 +38,11 @@ def _disk(one: Mapping[str, Any], place: int) -> Disk:
     if "cdrom" in one:
         return Disk(CDROM, place, volume=one["cdrom"], read_only=True)
     return Disk(VOLUME, place, volume=one["volume"], read_only=bool(one.get("read_only", False)))
+
+
+def read_only_most(profile: Profile) -> int:
+    """How many volumes, the first of those asked for, such a guest can have that it can only read."""
+    return max(0, min(MOST, profile.read_only_below - FIRST_PLACE))
 
 
 def scratch_gib(disks: Iterable[Disk]) -> int:

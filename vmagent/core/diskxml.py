@@ -70,11 +70,12 @@ def own_disks(devices: Element, spec: VmSpec, profile: Profile, overlay: str, se
         add(backing, "backingStore")
     add(disk, "target", dev=first, bus=profile.disk_bus)
     _iotune(disk, spec.limits.disk_io, profile)
-    disk = add(devices, "disk", type="file", device=_device(False, SEED_PLACE, True, profile))
+    sealed = profile.read_only_below > SEED_PLACE
+    disk = add(devices, "disk", type="file", device=_device(sealed, profile))
     add(disk, "driver", name=profile.disk_driver, type="raw")
     add(disk, "source", file=seed)
     add(disk, "target", dev=second, bus=profile.disk_bus)
-    if profile.read_only:
+    if sealed:
         add(disk, "readonly")
 
 
@@ -86,12 +87,12 @@ def asked_disks(devices: Element, spec: VmSpec, profile: Profile, sources: Seque
 
 def asked_disk(devices: Element, disk: Disk, source: DiskSource, limits: DiskIo, profile: Profile) -> Element:
     """One of them.  Errors: ValueError for one that can only be read, where guests are given none such."""
-    if disk.read_only and not profile.read_only:
-        raise ValueError(f"{disk.volume}: a guest of kind {profile.name} has no disk that can only be read")
+    if disk.read_only and disk.place >= profile.read_only_below:
+        raise ValueError(f"{disk.volume}: a guest of kind {profile.name} can have none there that can only be read")
     ours = disk.kind == SCRATCH
     # snapshot="no": libvirt would put a layer beside every disk that a snapshot does not name, a site's volume too.
     found = add(devices, "disk", type="block" if source.block else "file",
-                device=_device(disk.kind == CDROM, disk.place, disk.read_only, profile), snapshot="no")
+                device="cdrom" if disk.kind == CDROM else _device(disk.read_only, profile), snapshot="no")
     add(found, "driver", name=profile.disk_driver, type=source.format, cache="writeback",
         discard="unmap" if ours else "")
     where = add(found, "source", **{"dev" if source.block else "file": source.path})
@@ -108,8 +109,8 @@ def asked_disk(devices: Element, disk: Disk, source: DiskSource, limits: DiskIo,
     return found
 
 
-def _device(cdrom: bool, place: int, read_only: bool, profile: Profile) -> str:
-    return "cdrom" if cdrom or (read_only and place < profile.read_only_from) else "disk"
+def _device(read_only: bool, profile: Profile) -> str:
+    return profile.read_only if read_only else "disk"
 
 
 def asked_xml(disk: Disk, source: DiskSource, limits: DiskIo, profile: Profile) -> str:

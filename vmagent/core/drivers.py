@@ -61,8 +61,8 @@ class Profile:
     disk_driver: str = "qemu"  # what serves an overlay's format
     disk_bus: str = "virtio"
     disk_names: Tuple[str, str] = ("vda", "vdb")  # overlay, seed
-    read_only_from: int = 0  # the first place of a disk that can be read only; before it that takes a CD-ROM
-    read_only: bool = True  # False = no disk that can only be read: the seed can be written, such a volume is refused
+    read_only: str = "disk"  # as what a guest has what it can only read: "disk" | "cdrom"
+    read_only_below: int = NEVER  # from this place on none: such a volume is refused, a seed can be written
     disk_serials: bool = True  # a guest sees a disk's serial
     cdrom_bus: str = "sata"
     cdrom_prefix: str = "sd"
@@ -106,7 +106,8 @@ _XEN = Profile(
     shutdown_needs="Xen's own drivers",
     disk_bus="xen",
     disk_names=("xvda", "xvdb"),
-    read_only_from=4,  # the first four are emulated as IDE disks too, and libxl starts no guest with such a one
+    read_only="cdrom",  # QEMU makes no disk for Xen that can only be read, and nobody is told
+    read_only_below=4,  # firmware's guests have a CD-ROM only where an IDE disk is emulated
     disk_serials=False,
     cdrom_bus="xen",
     cdrom_prefix="xvd",
@@ -119,7 +120,7 @@ _XEN = Profile(
     unsupported=frozenset({Do.APPLY_DISK_IO, Do.TAKE_SNAPSHOT, Do.DELETE_SNAPSHOT, *LIVE_DISKS}),
 )
 _XEN_PV = dataclasses.replace(_XEN, name="xen-pv", os_type="linux", guest=PV, firmware=False, bootloader="pygrub",
-                              console="xen", read_only_from=NEVER)  # QEMU makes none for Xen, and nobody is told
+                              console="xen", read_only_below=NEVER)
 _QEMU_UNDEFINE = ("MANAGED_SAVE", "SNAPSHOTS_METADATA", "NVRAM", "CHECKPOINTS_METADATA")
 PROFILES: Mapping[str, Profile] = {
     row.name: row
@@ -130,7 +131,7 @@ PROFILES: Mapping[str, Profile] = {
                 undefine_flags=_QEMU_UNDEFINE, snapshots=("disk", "full")),
         _XEN,
         # Linux takes a CD-ROM of Xen's for one that is emulated too, and leaves it alone.
-        dataclasses.replace(_XEN_PV, name="xen-pvh", os_type="xenpvh", guest=PVH, read_only_from=0, read_only=False),
+        dataclasses.replace(_XEN_PV, name="xen-pvh", os_type="xenpvh", guest=PVH, read_only_below=0),
         _XEN_PV,
         Profile(
             "test",

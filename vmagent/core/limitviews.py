@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Tuple, Union
 
-from vmagent.core import codec, drivers, proof
+from vmagent.core import codec, disks, drivers, proof
 from vmagent.core.model import (
     DomainSeen,
     Drift,
@@ -155,7 +155,8 @@ def capabilities(
         "start": info.startable,
         "driver": info.built,
         "emulated": any(row.emulated for row in kinds),
-        "guests": [{"name": row.name, "kind": row.guest, "boots": _boots(row, info.bootloader)} for row in kinds],
+        "guests": [{"name": row.name, "kind": row.guest, "boots": _boots(row, info.bootloader),
+                    "read_only_volumes": disks.read_only_most(row)} for row in kinds],
         "cpu_cap": profile.cpu_cap if profile is not None and info.cpu_caps else "none",
         "cgroup": cgroup,
         "disk_io": info.disk_io,

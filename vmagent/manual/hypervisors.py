@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Callable, Mapping, Tuple
 
+from vmagent.core import disks
 from vmagent.core.drivers import PROFILES, Profile
 
 BEGIN, END = "<!-- the table of driver profiles -->\n", "<!-- its end -->\n"
@@ -35,6 +36,12 @@ def _begins(row: Profile) -> str:
     return f"a kernel that its image names{looked_for}"
 
 
+def _read_only(row: Profile) -> str:
+    how = "yes" if row.read_only == "disk" else "as CD-ROMs"
+    most = disks.read_only_most(row)
+    return "no" if not most else how if most == disks.MOST else f"{how}, among the first {most}"
+
+
 def _off(row: Profile) -> str:
     return f"looks off; believed off after {row.off_settles_s:g} s" if row.off_settles_s else "stays the same domain"
 
@@ -48,7 +55,7 @@ LINES: Tuple[Line, ...] = (
     ("CPU cap and weight", lambda row: _CAPS[row.cpu_cap]),
     ("limits of disks' input and output", lambda row: _yes(row.disk_io)),
     ("its disks", lambda row: f"`{row.disk_names[0]}`, seed `{row.disk_names[1]}`, bus `{row.disk_bus}`"),
-    ("a disk that can only be read", lambda row: _yes(row.read_only)),
+    ("volumes that can only be read", _read_only),
     ("a disk's serial is seen by the guest", lambda row: _yes(row.disk_serials)),
     ("`vm.attach`, `vm.detach` while it runs", lambda row: _yes(row.live_disks)),
     ("snapshots", lambda row: ", ".join(row.snapshots) or "no"),
