@@ -35,6 +35,6 @@ def test_nothing_in_the_units_is_unknown_to_systemd(on_host: OnHost) -> None:
     def body(host: BootedHost) -> None:
         install(host)
         host.sh("systemctl daemon-reload")
-        assert host.run("journalctl -b _PID=1 -o cat | grep -F /vmagent").text == ""
+        assert host.run("journalctl -b _PID=1 -o cat | grep -E '/vmagent[-a-z]*[.]service'").text == ""
 
     on_host(body)

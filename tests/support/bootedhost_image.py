@@ -35,7 +35,7 @@ TOOLS = ("mmdebstrap", "mke2fs", "cpio", "ssh", "ssh-keygen", "tar", "setpriv", 
 RELEASE = "bookworm"
 PACKAGES = (
     "systemd-sysv dbus udev kmod linux-image-amd64 busybox-static openssh-server e2fsprogs procps iproute2 nftables "
-    "iputils-ping iperf3 rpm libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils xorriso "
+    "iputils-ping iperf3 firewalld rpm libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils xorriso "
     "xen-system-amd64 libvirt-daemon-driver-xen qemu-system-xen "
     "python3-libvirt python3-twisted python3-stomp python3-jwcrypto python3-openssl python3-cryptography "
     "python3-jsonschema python3-psutil python3-yaml python3-systemd python3-rich python3-service-identity "
@@ -47,7 +47,8 @@ SIZE = "8G"  # sparse; about an eighth of it is used
 BUILD_S = 900.0
 UNUSED_S = 7 * 86400.0
 MASKED = (
-    "apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer "
+    "apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service "
+    "firewalld.service fstrim.timer "
     "getty@tty1.service serial-getty@ttyS0.service modprobe@drm.service modprobe@efi_pstore.service ssh.socket "
     "sys-kernel-debug.mount sys-kernel-tracing.mount dev-hugepages.mount systemd-networkd-wait-online.service "
     "systemd-pstore.service systemd-timesyncd.service systemd-update-utmp.service "
