@@ -275,7 +275,7 @@ def test_cpu_limits_change_live(rig):
     rig.begin(spec, Do.RESUME)
     if not rig.profile.cpu_caps:
         return
-    for cap, weight in ((100, 300), (2, 1), (None, 10_000), (20, 100)):
+    for cap, weight in ((100, 300), (2, 2), (None, 10_000), (20, 100)):
         spec = limited(rig, spec, cpu_cap_core_percent=cap, cpu_weight=weight)
         rig.do(Do.APPLY_CPU, spec, cpu=None)
         seen = both_looks(rig, spec)

@@ -92,7 +92,7 @@ def test_the_first_that_says_something(
 @pytest.mark.parametrize(
     ("args", "flavour", "default", "weight", "source"),
     [({}, None, {}, 100, "site"), ({}, None, {"cpu_weight": 50}, 50, "site"), ({}, 70, {}, 70, "flavour"),
-     ({"cpu_weight": 1}, 70, {"cpu_weight": 50}, 1, "request")],
+     ({"cpu_weight": 2}, 70, {"cpu_weight": 50}, 2, "request")],
 )  # fmt: skip
 def test_there_is_always_a_weight(args: Any, flavour: Any, default: Any, weight: int, source: str) -> None:
     found = effective(args, policy({"cpu_weight": 10_000}, {}, default, {"cpu_weight": flavour}))
@@ -372,7 +372,7 @@ def test_absurd_numbers_are_refused_at_their_place(name: str, values: Tuple[Any,
 
 BAD_SHAPES: Tuple[Tuple[Any, List[str]], ...] = (
     ({}, [""]),
-    ({"cpu_weight": 1, "surprise": 1}, ["surprise"]),
+    ({"cpu_weight": 2, "surprise": 1}, ["surprise"]),
     ({"cores": 2}, ["", "cores"]),
     ({"memory_mib": 100}, ["", "memory_mib"]),
     ({"disk_io": {}}, ["disk_io"]),
@@ -401,4 +401,4 @@ def test_bad_shapes_of_vm_limits(args: Dict[str, Any], paths: List[str]) -> None
         schemas.check("vm.limits", {"all": True, **args})
     assert [one.fields["path"] for one in caught.value.problems] == paths
     with pytest.raises(Problems):
-        schemas.check("vm.limits", {"cpu_weight": 1, **args})  # no selector
+        schemas.check("vm.limits", {"cpu_weight": 2, **args})  # no selector

@@ -10,7 +10,7 @@ from vmagent.core.actions import Do
 from vmagent.core.model import CgroupSeen, CpuLimit
 
 CAPS = (1, 2, 5, 33, 37, 50, 99, 100, 101, 250, 6400)
-WEIGHTS = range(1, 10_001)
+WEIGHTS = range(2, 10_001)
 
 
 def capped(cap, **kw):
@@ -46,10 +46,10 @@ def test_every_weight_comes_back_as_it_was():
 
 
 def test_weights_are_in_the_kernels_and_in_xens_range():
-    assert (quota.shares(1, 1), quota.shares(10_000, 1)) == (10, 102_400)  # 2 to 262144
-    assert (quota.shares(1, 2), quota.shares(10_000, 2)) == (1, 10_000)
+    assert (quota.shares(2, 1), quota.shares(10_000, 1)) == (20, 102_400)  # 2 to 262144
+    assert (quota.shares(2, 2), quota.shares(10_000, 2)) == (2, 10_000)  # libvirt takes no 1
     assert (quota.shares(100, 1), quota.credit_weight(100)) == (1024, 256)
-    assert (quota.credit_weight(1), quota.credit_weight(10_000)) == (3, 25_600)  # 1 to 65535
+    assert (quota.credit_weight(2), quota.credit_weight(10_000)) == (5, 25_600)  # 1 to 65535
 
 
 SAME = [

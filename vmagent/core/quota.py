@@ -10,8 +10,8 @@ are.
 Xen's credit schedulers cap a whole domain too, in percent of one core.
 
 The weight is relative to 100: cgroup v2 takes it as it is (1 to 10000), v1's shares count 1024 as 100, Xen's 256.
-libvirt's `cpu_shares` is the kernel's own number in either version, so one must know which.  Every weight from 1 to
-10000 comes back as it was.
+libvirt's `cpu_shares` is the kernel's own number in either version, so one must know which; it takes no number below 2,
+whatever the kernel would.  Every weight from 2 to 10000 comes back as it was.
 """
 
 from __future__ import annotations
