@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 
 from vmagent import ports
 from vmagent.core import identity, proof, rebirth
+from vmagent.core.actions import Do
 from vmagent.core.imagemodel import Fetching, fetching
 from vmagent.core.model import DomainSeen, HostSeen, NetworkSeen, Observed, Seen, VmRecord, VmSpec
 from vmagent.core.snapshotmodel import is_file
@@ -65,12 +66,14 @@ class Observer:
             self._nudge(record)
             await self.count_frames(COUNTED_FRESH_S)
         leftovers = await self._leftovers(record, domain)
-        network = await self._network(record, domain)
         cgroup = self._cgroups.seen((record.vm,)).get(record.vm) if domain.seen in LIVE else None
         fetched = "overlay" in leftovers or self._images.here(record.spec.image)
         fetching = self._fetching(record) if "download" in leftovers else None
-        observed = Observed(domain, self._twice(domain), leftovers, self._speaking(record), network, cgroup, fetching,
-                            fetched)
+        observed = Observed(domain, self._twice(domain), leftovers, self._speaking(record),
+                            self._world.network.get(record.vm), cgroup, fetching, fetched)
+        if self._network_matters(record, observed):
+            await self.read_back((record.spec,))
+            observed = dataclasses.replace(observed, network=self._world.network.get(record.vm))
         self._world.observed[record.vm] = observed
         return observed
 
@@ -84,14 +87,17 @@ class Observer:
             return None
         return Deferred.fromCoroutine(self.read_back((record.spec,)))
 
-    async def _network(self, record: VmRecord, domain: DomainSeen) -> Optional[NetworkSeen]:
-        """Read back now while a changed wish waits for it; else as it was when it was last read or held."""
-        last, journal = self._world.network.get(record.vm), record.journal
+    def _network_matters(self, record: VmRecord, observed: Observed) -> bool:
+        """Whether a changed wish or a new domain waits for what the network is now; else what was last read will do.
+
+        Reading takes as long as two programs do, and a guest that rebooted may run without a cap: that is mended first.
+        """
+        last, journal, domain = observed.network, record.journal, observed.domain
         changed = last is not None and last.of != proof.network_digest(record.spec)
         waits = changed or journal.limits_before is not None or rebirth.unproven(journal, domain)
-        if domain.seen in LIVE and record.spec.interfaces and waits:
-            await self.read_back((record.spec,))
-        return self._world.network.get(record.vm)
+        if not (waits and domain.seen in LIVE and record.spec.interfaces):
+            return False
+        return proof.mended(record.spec, observed) is not Do.APPLY_CPU
 
     async def read_back(self, specs: Sequence[VmSpec]) -> bool:
         """Compare the network limits of these VMs with their wishes.  A fault is told, leaves what was known: False."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Iterator, List
+from typing import Iterator, List, Optional
 
 import pytest
 
 from tests.shell.test_loop import started
 from tests.support.site import Site, again, lives
-from vmagent.core import schemas
+from vmagent.core import quota, schemas
 from vmagent.core.actions import Do
-from vmagent.core.model import Outcome, Phase, Seen
+from vmagent.core.model import CpuLimit, Outcome, Phase, Seen
 
 
 @pytest.fixture
@@ -41,6 +41,21 @@ def test_libvirt_s_event_alone_brings_the_cap_back_within_two_seconds(sites: Lis
     assert world.shape == world.spec.limits.nics
     assert reproven(site, vm) == [{"before": number, "now": number + 1}]
     assert [one["kind"] for one in site.alerts()] == [], "nobody took anything away"
+
+
+def test_the_cap_is_mended_before_the_network_is_read(sites: List[Site], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading it takes seconds on a host that has much to do."""
+    site = sites[0]
+    vm = started(site)
+    world = site.host.worlds[vm]
+    looked: List[Optional[CpuLimit]] = []
+    drift = site.host.shaper.drift
+    monkeypatch.setattr(site.host.shaper, "drift", lambda specs: (looked.append(world.cpu), drift(specs))[1])
+    world.reborn()
+    assert world.cpu != quota.cpu_limit(world.spec)
+    site.reconciler.mark(vm)
+    site.settle(lambda: bool(reproven(site, vm)), seconds=2.0)
+    assert set(looked) == {quota.cpu_limit(world.spec)}
 
 
 def test_it_is_neither_an_end_nor_a_gap(sites: List[Site]) -> None:
