@@ -5,6 +5,7 @@ Kernel and initial RAM disk are those that the booted host's image has (bootedho
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any, Dict
 
@@ -14,6 +15,7 @@ from tests.support import bootsector
 from tests.support.bootedhost_image import GUEST
 from tests.support.hypervisor import INSTANCE, Disks, Outside, Rig, Volumes, nobody_halted, settings
 from tests.support.loop import RealLoop
+from tests.support.waiting import until
 from vmagent.core import quota
 from vmagent.core.imagemodel import Boot, BootFile
 from vmagent.core.model import CpuLimit, VmSpec
@@ -46,6 +48,16 @@ class XenOutside(Outside):
 
     def schedule(self, vm: str, parameters: Dict[str, int]) -> None:
         self.domain(vm).setSchedulerParameters(parameters)
+
+    def save(self, vm: str) -> None:
+        """A PV guest suspends itself, which its kernel can when it is up."""
+        until(lambda: self._saved(vm), RESULT_S, "it is saved")
+
+    def _saved(self, vm: str) -> bool:
+        with contextlib.suppress(libvirt.libvirtError):
+            super().save(vm)
+            return True
+        return False
 
     def forget(self, domain: libvirt.virDomain) -> None:
         domain.setAutostart(0)  # waits for a reboot under way
