@@ -24,6 +24,7 @@ from vmagent.site import pki
 OUTSIDE = "10.0.2.2"
 OWNER = {"subject": "/DC=org/DC=example/CN=A User", "fqan": "/vo.example/Role=NULL"}
 COMMAND_S = 400  # a start in an emulated host on a busy machine
+SKEW_S = 30  # for so long after a store was restored commands are refused
 
 
 class BootedSite:
@@ -62,7 +63,7 @@ class BootedSite:
             "host": HOST, "site": SITE,
             "broker": {"profile": "rabbitmq", "urls": [f"stomp://{OUTSIDE}:{self.broker.port}"], "login": "guest",
                        "passcode_file": "/etc/vmagent/passcode", "reconnect_max_s": 2},
-            "security": {"ca_directory": place,
+            "security": {"ca_directory": place, "clock_skew_s": SKEW_S,
                          "authority": [{"signer": "CN=controller", "verbs": ["*"], "scope": "all"}]},
             **members,
         })  # fmt: skip
