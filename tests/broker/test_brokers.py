@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import uuid
@@ -128,6 +129,8 @@ def test_killed_and_started_again_under_load(connect: Connect, broker: Any, queu
     sender = connect(window=20).up()
     receipted: Set[str] = set()
     sender.loop.until(lambda: sender.link.state().up)
+    sender.send(queue, b"first", **{"vma-id": "first"})
+    sender.loop.until(lambda: broker.keeps(queue), 30, "the queue is written down")
     sends = [sender.link.send(queue, id.encode(), {"vma-id": id}) for id in sorted(everything)]
     for id, send in zip(sorted(everything), sends):
         send.addCallbacks(lambda _, id: receipted.add(id), lambda failure: None, callbackArgs=(id,))
@@ -141,7 +144,10 @@ def test_killed_and_started_again_under_load(connect: Connect, broker: Any, queu
         sender.send(queue, id.encode(), **{"vma-id": id})
     reader = connect(Subscription("c", queue)).up(90)
     seen: List[str] = []
-    reader.loop.until(lambda: _drain(reader, seen) and set(seen) == everything, 30)
+    with contextlib.suppress(AssertionError):
+        reader.loop.until(lambda: _drain(reader, seen) and everything <= set(seen), 30)
+    lost = sorted(everything - set(seen))
+    assert not lost, f"{lost}; with a receipt: {sorted(receipted.intersection(lost))}"
 
 
 def _drain(reader: Linked, seen: List[str]) -> bool:

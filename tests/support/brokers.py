@@ -67,6 +67,10 @@ class _Broker(abc.ABC):
         while self._processes:
             self.kill()
 
+    def keeps(self, queue: str) -> bool:
+        """Whether this queue would outlive `kill`."""
+        return True
+
     def output(self) -> str:
         return (self.directory / "out").read_text("utf-8", "replace")[-3000:]
 
@@ -120,6 +124,14 @@ class RabbitMQ(_Broker):
     @property
     def tls_url(self) -> str:
         return f"stomp+ssl://localhost:{self.tls_port}"
+
+    def keeps(self, queue: str) -> bool:
+        """RabbitMQ writes down that there is a new queue up to two seconds later, whatever it gave a receipt for until
+        then: killed before, it forgets the queue, and its messages with it.
+        """
+        name = queue.rsplit("/", 1)[-1].encode()
+        places = ("LATEST.LOG", "rabbit_durable_queue.DC*")
+        return any(name in path.read_bytes() for each in places for path in self.directory.glob(f"mnesia/*/{each}"))
 
     def start(self) -> None:
         """With an epmd of our own in front, so that none is left behind."""
