@@ -175,6 +175,7 @@ def test_a_reading_finds_a_qemu_that_does_not_run(qemu_uri):
         pid = processes.pids((frozen.vm,))[frozen.vm]
         os.kill(pid, signal.SIGSTOP)
         try:
+            rig.loop.until(lambda vm=frozen.vm: processes.halted((vm,)), DEADLINE_S, "a stop takes a moment")
             samples = fine(rig, frozen, other)
             rig.result(Deferred.fromCoroutine(rig.port.take(Reading(0.0, samples, {}, HostSample(0.0)))))
             sick = {frozen.vm}
