@@ -32,6 +32,7 @@ from vmagent.reconciler import Reconciler
 from vmagent.world import World
 
 log = logging.getLogger("vmagent.holding")
+WITHOUT_CGROUP = ("credit", "none")  # of DomainSeen.cpu_by: looking for one would cost the whole process table
 HELD = (Seen.RUNNING, Seen.PAUSED, Seen.STOPPING, Seen.STUCK, Seen.UNKNOWN)
 BLIND_S = 30.0
 DEFERRED_S = 10.0  # an action that is under way for longer holds a CPU repair up
@@ -90,10 +91,14 @@ class Holder:
         observed = self._world.observed.get(record.vm)
         return observed.domain.seen if observed else Seen.UNKNOWN
 
+    def _cpu_by(self, record: VmRecord) -> str:
+        observed = self._world.observed.get(record.vm)
+        return observed.domain.cpu_by if observed else ""
+
     # -- CPU
 
     def _hold_cpus(self, held: Sequence[VmRecord]) -> None:
-        seen = self._cgroups.seen([record.vm for record in held])
+        seen = self._cgroups.seen([record.vm for record in held if self._cpu_by(record) not in WITHOUT_CGROUP])
         for record in held:
             if not quota.caps(record.spec):
                 continue

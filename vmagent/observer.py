@@ -16,7 +16,6 @@ from twisted.python.failure import Failure
 
 from vmagent import ports
 from vmagent.core import identity, proof, rebirth
-from vmagent.core.actions import Do
 from vmagent.core.imagemodel import Fetching, fetching
 from vmagent.core.model import DomainSeen, HostSeen, NetworkSeen, Observed, Seen, VmRecord, VmSpec
 from vmagent.core.snapshotmodel import is_file
@@ -61,12 +60,27 @@ class Observer:
         domain = await self._domain(record.vm)
         if reading is not None:
             await reading
+        return self._uncapped(record, domain) or await self._whole(record, domain)
+
+    def _uncapped(self, record: VmRecord, domain: DomainSeen) -> Optional[Observed]:
+        """A new domain that runs without its cap, on what was last seen of all else: nothing is looked at before that
+        is mended, which on a busy dom0 is seconds.  None = nothing is so urgent.
+        """
+        last = self._world.observed.get(record.vm)
+        if last is None or not rebirth.uncapped(record, domain):
+            return None
+        observed = dataclasses.replace(last, domain=domain, missing_twice=False)
+        self._world.observed[record.vm] = observed
+        return observed
+
+    async def _whole(self, record: VmRecord, domain: DomainSeen) -> Observed:
         asked = record.phase != "ready" or self._counted_at < 0.0  # once after a restart, for those who look
         if domain.seen is Seen.RUNNING and asked:
             self._nudge(record)
             await self.count_frames(COUNTED_FRESH_S)
         leftovers = await self._leftovers(record, domain)
-        cgroup = self._cgroups.seen((record.vm,)).get(record.vm) if domain.seen in LIVE else None
+        held_there = domain.seen in LIVE and domain.cpu_by == "quota"
+        cgroup = self._cgroups.seen((record.vm,)).get(record.vm) if held_there else None
         fetched = "overlay" in leftovers or self._images.here(record.spec.image)
         fetching = self._fetching(record) if "download" in leftovers else None
         observed = Observed(domain, self._twice(domain), leftovers, self._speaking(record),
@@ -88,16 +102,11 @@ class Observer:
         return Deferred.fromCoroutine(self.read_back((record.spec,)))
 
     def _network_matters(self, record: VmRecord, observed: Observed) -> bool:
-        """Whether a changed wish or a new domain waits for what the network is now; else what was last read will do.
-
-        Reading takes as long as two programs do, and a guest that rebooted may run without a cap: that is mended first.
-        """
+        """Whether a changed wish or a new domain waits for what the network is now; else what was last read will do."""
         last, journal, domain = observed.network, record.journal, observed.domain
         changed = last is not None and last.of != proof.network_digest(record.spec)
         waits = changed or journal.limits_before is not None or rebirth.unproven(journal, domain)
-        if not (waits and domain.seen in LIVE and record.spec.interfaces):
-            return False
-        return proof.mended(record.spec, observed) is not Do.APPLY_CPU
+        return bool(waits and domain.seen in LIVE and record.spec.interfaces)
 
     async def read_back(self, specs: Sequence[VmSpec]) -> bool:
         """Compare the network limits of these VMs with their wishes.  A fault is told, leaves what was known: False."""

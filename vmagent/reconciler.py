@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from vmagent import ports
 from vmagent.consequences import Consequences
 from vmagent.core import plan as planning
-from vmagent.core import proof
+from vmagent.core import proof, rebirth
 from vmagent.core.actions import TABLE, Action, Do, abreast
 from vmagent.core.changes import Change
 from vmagent.core.ending import WAITS_FOR_ROOM, because
@@ -141,7 +141,11 @@ class Reconciler:
 
     async def _step(self, record: VmRecord) -> None:
         observed = await self._observer.look(record)
+        urgent = self._urgent(record, observed)
         planned, committed = await self._adopt(record, observed)
+        if urgent is not None:
+            await urgent
+            return
         if planned is None:
             return
         if planned.job is not None and committed:
@@ -156,6 +160,15 @@ class Reconciler:
             self._failures.pop(record.vm, None)
             self._acted.pop(record.vm, None)
             self._sleep(planned, observed)
+
+    def _urgent(self, record: VmRecord, observed: Observed) -> Optional[Deferred[None]]:
+        """What does not wait for the commit of its plan: a guest that rebooted runs, and without its cap."""
+        if not rebirth.uncapped(record, observed.domain):
+            return None
+        action = self._plan(record, observed).action
+        if action is None or action.do is not Do.APPLY_CPU:
+            return None
+        return Deferred.fromCoroutine(self._act(action, (action,), observed))
 
     async def _adopt(self, record: VmRecord, observed: Observed) -> Tuple[Optional[planning.Plan], bool]:
         """Plan on the newest record and commit what it asks; (plan, whether the commit landed)."""

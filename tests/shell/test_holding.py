@@ -12,7 +12,7 @@ from tests.shell.test_loop import started
 from tests.support import building
 from tests.support.site import Site
 from tests.support.world import LOOSE
-from vmagent.core import identity
+from vmagent.core import identity, quota
 from vmagent.core.actions import Do
 from vmagent.core.model import NicCounters
 from vmagent.core.policy import SiteFirewall
@@ -116,6 +116,24 @@ def test_a_cpu_cap_that_was_lifted_is_set_again(site: Site) -> None:
     hold(site)
     site.settle(lambda: world_of(site).cpu != LOOSE)
     assert len(alerts(site, "cpu-drift")) == 1
+
+
+def test_no_cgroup_is_looked_for_where_the_hypervisor_alone_holds_the_cap(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Xen that would be a look at the whole process table each time."""
+    vm = started(site)
+    world = world_of(site)
+    world.cpu_by = "credit"
+    site.reconciler.mark(vm)
+    site.settle(lambda: site.world.observed[vm].domain.cpu_by == "credit" and site.reconciler.idle())
+    asked: List[str] = []
+    real = site.host.cgroups.seen
+    monkeypatch.setattr(site.host.cgroups, "seen", lambda vms: (asked.extend(vms), real(vms))[1])
+    world.cpu = LOOSE
+    hold(site)
+    site.settle(lambda: world.cpu == quota.cpu_limit(world.spec) and site.reconciler.idle())
+    assert asked == []
 
 
 def test_a_cpu_repair_behind_a_long_action_is_told_as_deferred(site: Site) -> None:

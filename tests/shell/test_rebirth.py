@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Iterator, List, Optional
+from typing import Any, Iterator, List, Optional, Tuple
 
 import pytest
+from twisted.internet.defer import Deferred
 
 from tests.shell.test_loop import started
 from tests.support.site import Site, again, lives
 from vmagent.core import quota, schemas
 from vmagent.core.actions import Do
 from vmagent.core.model import CpuLimit, Outcome, Phase, Seen
+from vmagent.errors import Fault, FaultKind
 
 
 @pytest.fixture
@@ -43,19 +45,46 @@ def test_libvirt_s_event_alone_brings_the_cap_back_within_two_seconds(sites: Lis
     assert [one["kind"] for one in site.alerts()] == [], "nobody took anything away"
 
 
-def test_the_cap_is_mended_before_the_network_is_read(sites: List[Site], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading it takes seconds on a host that has much to do."""
+def test_the_cap_is_mended_before_anything_else_is_looked_at(
+    sites: List[Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every look takes seconds on a host that has much to do."""
     site = sites[0]
     vm = started(site)
-    world = site.host.worlds[vm]
-    looked: List[Optional[CpuLimit]] = []
-    drift = site.host.shaper.drift
-    monkeypatch.setattr(site.host.shaper, "drift", lambda specs: (looked.append(world.cpu), drift(specs))[1])
+    world, host = site.host.worlds[vm], site.host
+    looked: List[Tuple[str, Optional[CpuLimit]]] = []
+
+    def watched(where: Any, name: str) -> None:
+        real = getattr(where, name)
+        monkeypatch.setattr(where, name, lambda *args: (looked.append((name, world.cpu)), real(*args))[1])
+
+    for where, name in (host.shaper, "drift"), (host.firewall, "watched"), (host.cgroups, "seen"):
+        watched(where, name)
+    world.seen, world.reason = Seen.STOPPING, "settling"
+    site.reconciler.mark(vm)
+    site.settle(lambda: site.phase(vm) is Phase.STOPPING and site.reconciler.idle())
+    looked.clear()
     world.reborn()
     assert world.cpu != quota.cpu_limit(world.spec)
     site.reconciler.mark(vm)
     site.settle(lambda: bool(reproven(site, vm)), seconds=2.0)
-    assert set(looked) == {quota.cpu_limit(world.spec)}
+    assert {cpu for _, cpu in looked} == {quota.cpu_limit(world.spec)}
+    assert {name for name, _ in looked} >= {"drift", "seen"}, "afterwards"
+
+
+def test_the_cap_does_not_wait_for_the_store(sites: List[Site], monkeypatch: pytest.MonkeyPatch) -> None:
+    site = sites[0]
+    vm = started(site)
+    world = site.host.worlds[vm]
+    waiting: List[Deferred[None]] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(site.store, "commit", lambda changes: (waiting.append(Deferred()), waiting[-1])[1])
+        world.reborn()
+        site.reconciler.mark(vm)
+        site.settle(lambda: bool(waiting) and world.cpu == quota.cpu_limit(world.spec), seconds=2.0)
+        assert not reproven(site, vm), "which is told when it is written down"
+        waiting[0].errback(Fault(FaultKind.FULL, "no space left on device"))
+    site.settle(lambda: bool(reproven(site, vm)))
 
 
 def test_it_is_neither_an_end_nor_a_gap(sites: List[Site]) -> None:

@@ -78,6 +78,7 @@ class World:
         self.number: Optional[int] = None  # of the live domain
         self.unplugged = False  # its interface is not there
         self.profile = "kvm"
+        self.cpu_by = "quota"
         self.done: List[Do] = []
         self.name, self.autostart = "vma", False
         self.others = False  # made by others: foreign while our tag is not in it
@@ -113,7 +114,7 @@ class World:
             return Observed(DomainSeen(self.spec.vm, Seen.FOREIGN, "no-tag", self.at, name=self.name))
         domain = DomainSeen(
             self.spec.vm, self.seen, self.reason, self.at, self.tag, self.name,
-            devices=tuple(i.device for i in self.spec.interfaces) if live else (), cpu_by="quota",
+            devices=tuple(i.device for i in self.spec.interfaces) if live else (), cpu_by=self.cpu_by,
             disks=("hda",) if self.others else ("vda", "vdb", *(f"vd{letter(disk)}" for disk in self.disks)),
             disks_seen=tuple(DiskSeen(f"vd{letter(disk)}", serial(disk), disk.read_only) for disk in self.disks),
         )  # fmt: skip

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional, Tuple
 
-from vmagent.core import proof
+from vmagent.core import proof, quota
 from vmagent.core.ending import journaled
 from vmagent.core.model import DomainSeen, Journal, Now, Observed, Seen, VmRecord
 
@@ -38,6 +38,12 @@ def unproven(journal: Journal, domain: DomainSeen) -> bool:
     """Whether this is another domain than the one whose limits were proven."""
     known = journal.proven_domain
     return known is not None and domain.number is not None and domain.seen in LIVE and domain.number != known
+
+
+def uncapped(record: VmRecord, domain: DomainSeen) -> bool:
+    """Whether such a domain lacks the cap that is wanted, which is mended before anything else."""
+    wanted = quota.cpu_limit(record.spec)
+    return unproven(record.journal, domain) and wanted.quota_us >= 0 and not quota.same(wanted, domain.cpu)
 
 
 def seen(record: VmRecord, observed: Observed, now: Now) -> Tuple[VmRecord, Optional[Reproven]]:
