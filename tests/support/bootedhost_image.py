@@ -35,8 +35,8 @@ TOOLS = ("mmdebstrap", "mke2fs", "cpio", "ssh", "ssh-keygen", "tar", "setpriv", 
 RELEASE = "bookworm"
 PACKAGES = (
     "systemd-sysv dbus udev kmod linux-image-amd64 busybox-static openssh-server e2fsprogs procps iproute2 nftables "
-    "iputils-ping iperf3 firewalld rpm libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils xorriso "
-    "xen-system-amd64 libvirt-daemon-driver-xen qemu-system-xen "
+    "netbase iputils-ping iperf3 firewalld rpm libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils "
+    "xorriso xen-system-amd64 libvirt-daemon-driver-xen qemu-system-xen "
     "python3-libvirt python3-twisted python3-stomp python3-jwcrypto python3-openssl python3-cryptography "
     "python3-jsonschema python3-psutil python3-yaml python3-systemd python3-rich python3-service-identity "
     "python3-pytest"
