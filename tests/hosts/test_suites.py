@@ -41,10 +41,25 @@ def test_what_is_only_so_on_xen(on_xen: OnHost) -> None:
 
 
 def run(host: BootedHost, *patterns: str, hypervisors: str = "") -> None:
-    """These tests of the checkout, inside, all of them; hypervisors: tests/contract/conftest.py."""
+    """These tests of the checkout, inside, all of them; hypervisors: tests/contract/conftest.py.
+
+    What failed while a guest died of the emulated processor is tried once more.
+    """
     files = [str(path.relative_to(ROOT)) for pattern in patterns for path in sorted(ROOT.glob(pattern))]
     argv = f"timeout -s INT -k 30 {SUITE_S:.0f} python3 -m pytest -rfEs --durations=5 {' '.join(files)}"
-    done = host.run(f"cd {CHECKOUT} && VMAGENT_TEST_HYPERVISORS={hypervisors} {argv}", SUITE_S + 60)
+    command = f"cd {CHECKOUT} && VMAGENT_TEST_HYPERVISORS={hypervisors} {argv}"
+    faults = triple_faults(host)
+    done = host.run(command, SUITE_S + 60)
     print(done.text[-3000:])
+    if done.code == 1 and triple_faults(host) > faults:
+        done = host.run(f"{command} --last-failed", SUITE_S + 60)
+        print(f"a guest's processor had faulted; once more what failed: {done.text[-3000:]}")
     assert done.code == 0, done.text[-10000:]
     assert "SKIPPED" not in done.text, f"this host has everything; why was it skipped? {done.text[-3000:]}"
+
+
+def triple_faults(host: BootedHost) -> int:
+    """How often a guest of Xen's died so.  Nothing that this project does can bring that about: the emulation of nested
+    virtualisation now and then lets a PVH guest go on with the registers of Xen.
+    """
+    return int(host.run("xl dmesg 2> /dev/null | grep -c 'Triple fault'").text.strip() or 0)
