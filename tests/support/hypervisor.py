@@ -235,8 +235,7 @@ class Outside:
         for vm in {*vms, *self._made}:
             try:
                 domain = self.domain(vm)
-                if domain.isActive():
-                    domain.destroy()
+                self._end(domain)
                 self.forget(domain)
             except libvirt.libvirtError as error:
                 if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
@@ -247,6 +246,15 @@ class Outside:
             pool.undefine()
             shutil.rmtree(folder, ignore_errors=True)
         self.conn.close()
+
+    def _end(self, domain: libvirt.virDomain) -> None:
+        """One that crashed may go by itself between the question and the call."""
+        try:
+            if domain.isActive():
+                domain.destroy()
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
+                raise
 
 
 class FakeOutside:

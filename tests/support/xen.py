@@ -61,8 +61,7 @@ class XenOutside(Outside):
 
     def forget(self, domain: libvirt.virDomain) -> None:
         domain.setAutostart(0)  # waits for a reboot under way
-        if domain.isActive():
-            domain.destroy()
+        self._end(domain)
         super().forget(domain)
 
 
