@@ -141,12 +141,13 @@ class Reconciler:
 
     async def _step(self, record: VmRecord) -> None:
         observed = await self._observer.look(record)
-        urgent = self._urgent(record, observed)
-        planned, committed = await self._adopt(record, observed)
-        if urgent is not None:
-            await urgent
-            return
-        if planned is None:
+        urgent = self._urgent(record.vm, observed)
+        try:
+            planned, committed = await self._adopt(record, observed)
+        finally:
+            if urgent is not None:
+                await urgent
+        if urgent is not None or planned is None:
             return
         if planned.job is not None and committed:
             self._job(planned.job)
@@ -161,11 +162,12 @@ class Reconciler:
             self._acted.pop(record.vm, None)
             self._sleep(planned, observed)
 
-    def _urgent(self, record: VmRecord, observed: Observed) -> Optional[Deferred[None]]:
+    def _urgent(self, vm: str, observed: Observed) -> Optional[Deferred[None]]:
         """What does not wait for the commit of its plan: a guest that rebooted runs, and without its cap."""
-        if not rebirth.uncapped(record, observed.domain):
+        newest = self._world.records.get(vm)
+        if newest is None or not rebirth.uncapped(newest, observed.domain):
             return None
-        action = self._plan(record, observed).action
+        action = self._plan(newest, observed).action
         if action is None or action.do is not Do.APPLY_CPU:
             return None
         return Deferred.fromCoroutine(self._act(action, (action,), observed))

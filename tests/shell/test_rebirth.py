@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, Iterator, List, Optional, Tuple
 
@@ -11,7 +12,7 @@ from twisted.internet.defer import Deferred
 from tests.shell.test_loop import started
 from tests.support.site import Site, again, lives
 from vmagent.core import quota, schemas
-from vmagent.core.actions import Do
+from vmagent.core.actions import Action, Do
 from vmagent.core.model import CpuLimit, Outcome, Phase, Seen
 from vmagent.errors import Fault, FaultKind
 
@@ -85,6 +86,53 @@ def test_the_cap_does_not_wait_for_the_store(sites: List[Site], monkeypatch: pyt
         assert not reproven(site, vm), "which is told when it is written down"
         waiting[0].errback(Fault(FaultKind.FULL, "no space left on device"))
     site.settle(lambda: bool(reproven(site, vm)))
+
+
+def test_no_other_step_of_it_begins_while_its_cap_is_under_way(
+    sites: List[Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even when the commit beside it meets a defect."""
+    site = sites[0]
+    vm = started(site)
+
+    def defect(changes: Any) -> Any:
+        raise RuntimeError("no Fault")
+
+    site.host.hang.add(Do.APPLY_CPU)
+    site.host.worlds[vm].reborn()
+    with monkeypatch.context() as patched:
+        patched.setattr(site.store, "commit", defect)
+        site.reconciler.mark(vm)
+        begun = site.reactor.seconds()
+        site.settle(lambda: site.reactor.seconds() > begun + 10.0, seconds=20.0)
+    assert site.reconciler.busy_s(vm) > 9.0
+
+
+def test_the_cap_is_that_of_the_newest_wish(sites: List[Site], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which may have come while its domain was looked at."""
+    site = sites[0]
+    vm = started(site)
+    world = site.host.worlds[vm]
+    caps: List[Optional[CpuLimit]] = []
+    perform, observe = site.host.perform, site.host.observe
+
+    def changed(of: str) -> Any:
+        record = site.world.records[vm]
+        limits = dataclasses.replace(record.spec.limits, cpu_cap_core_percent=25)
+        site.world.records[vm] = dataclasses.replace(record, spec=dataclasses.replace(record.spec, limits=limits))
+        return observe(of)
+
+    def seen(action: Action) -> Any:
+        if action.do is Do.APPLY_CPU:
+            caps.append(action.cpu)
+        return perform(action)
+
+    monkeypatch.setattr(site.host, "observe", changed)
+    monkeypatch.setattr(site.host, "perform", seen)
+    world.reborn()
+    site.reconciler.mark(vm)
+    site.settle(lambda: bool(caps), seconds=2.0)
+    assert caps[0] == CpuLimit(100_000, 25_000)
 
 
 def test_it_is_neither_an_end_nor_a_gap(sites: List[Site]) -> None:
