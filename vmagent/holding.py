@@ -25,14 +25,13 @@ from vmagent.consequences import Consequences
 from vmagent.core import drivers, events, proof, quota
 from vmagent.core.actions import Action, Do
 from vmagent.core.changes import Change, Publish
-from vmagent.core.model import Drift, NetworkSeen, Seen, VmRecord, VmSpec
+from vmagent.core.model import CgroupSeen, Drift, NetworkSeen, Seen, VmRecord, VmSpec
 from vmagent.errors import Fault
 from vmagent.observer import Observer
 from vmagent.reconciler import Reconciler
 from vmagent.world import World
 
 log = logging.getLogger("vmagent.holding")
-WITHOUT_CGROUP = ("credit", "none")  # of DomainSeen.cpu_by: looking for one would cost the whole process table
 HELD = (Seen.RUNNING, Seen.PAUSED, Seen.STOPPING, Seen.STUCK, Seen.UNKNOWN)
 BLIND_S = 30.0
 DEFERRED_S = 10.0  # an action that is under way for longer holds a CPU repair up
@@ -91,14 +90,14 @@ class Holder:
         observed = self._world.observed.get(record.vm)
         return observed.domain.seen if observed else Seen.UNKNOWN
 
-    def _cpu_by(self, record: VmRecord) -> str:
-        observed = self._world.observed.get(record.vm)
-        return observed.domain.cpu_by if observed else ""
+    def _cgroups_of(self, records: Sequence[VmRecord]) -> Mapping[str, CgroupSeen]:
+        observed = {record.vm: self._world.observed.get(record.vm) for record in records}
+        return self._cgroups.seen([vm for vm, one in observed.items() if one is None or proof.in_cgroup(one.domain)])
 
     # -- CPU
 
     def _hold_cpus(self, held: Sequence[VmRecord]) -> None:
-        seen = self._cgroups.seen([record.vm for record in held if self._cpu_by(record) not in WITHOUT_CGROUP])
+        seen = self._cgroups_of(held)
         for record in held:
             if not quota.caps(record.spec):
                 continue
@@ -124,7 +123,7 @@ class Holder:
         ])  # fmt: skip
 
     def _drifting(self, record: VmRecord) -> bool:
-        cgroup = self._cgroups.seen((record.vm,)).get(record.vm)
+        cgroup = self._cgroups_of((record,)).get(record.vm)
         if cgroup is None or not quota.caps(record.spec):
             return False
         return not quota.same(quota.cpu_limit(record.spec), cgroup.cpu)

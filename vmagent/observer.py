@@ -79,7 +79,7 @@ class Observer:
             self._nudge(record)
             await self.count_frames(COUNTED_FRESH_S)
         leftovers = await self._leftovers(record, domain)
-        held_there = domain.seen in LIVE and domain.cpu_by == "quota"
+        held_there = domain.seen in LIVE and proof.in_cgroup(domain)
         cgroup = self._cgroups.seen((record.vm,)).get(record.vm) if held_there else None
         fetched = "overlay" in leftovers or self._images.here(record.spec.image)
         fetching = self._fetching(record) if "download" in leftovers else None

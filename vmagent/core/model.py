@@ -328,7 +328,7 @@ class DomainSeen:
     memory_mib: Optional[int] = None  # read back: what it has now ...
     memory_max_mib: Optional[int] = None  # ... and what it could grow to
     disk_io: Optional[DiskIo] = None  # the same on each disk; None when not running or not to be read
-    cpu_by: str = ""  # "quota": the cgroup must agree; "credit": the hypervisor alone; "none" | "": no cap here
+    cpu_by: str = ""  # "quota": the cgroup must agree; "credit": the hypervisor alone; "none": no cap; "": not known
     devices: Tuple[str, ...] = ()  # host-side interface names in the live domain
     disks: Tuple[str, ...] = ()  # target names of the disks in the domain ("vda", ...)
     disks_seen: Optional[Tuple[DiskSeen, ...]] = None  # the same with their serials; None = there are none here

@@ -46,6 +46,11 @@ def drift(spec: VmSpec, observed: Observed) -> Tuple[Drift, ...]:
     return (*_memory(spec, domain), *_cpu(spec, observed), *_disk_io(spec, domain), *_network(spec, observed))
 
 
+def in_cgroup(domain: DomainSeen) -> bool:
+    """Whether a cgroup may hold its cap.  Where none can, looking for one costs the whole process table each time."""
+    return domain.cpu_by in ("quota", "")
+
+
 def _memory(spec: VmSpec, domain: DomainSeen) -> List[Drift]:
     found = (domain.memory_mib, domain.memory_max_mib)
     if found == (spec.memory_mib, spec.memory_mib):

@@ -233,7 +233,7 @@ class Eyes:
         told = parts.seen if self._profile.disk_serials else None
         kind = drivers.kind_of(self._profile, tag.spec.image.boot)
         found = DomainSeen(uuid, seen, reason, at, tag, name, disks=parts.disks, disks_seen=told, profile=kind,
-                           off_at=self._off_at.get(uuid))
+                           off_at=self._off_at.get(uuid), cpu_by=self._profile.cpu_cap)
         number = domain.ID()
         return self._limited(domain, found, parts, number) if number != -1 and seen in LIVE else found
 
@@ -246,7 +246,6 @@ class Eyes:
             found,
             cpu=cpu,
             weight=weight,
-            cpu_by=self._profile.cpu_cap,
             memory_mib=parts.memory_mib,
             memory_max_mib=parts.memory_max_mib,
             disk_io=parts.disk_io if self._profile.disk_io else None,
