@@ -43,7 +43,7 @@ def test_what_is_only_so_on_xen(on_xen: OnHost) -> None:
 def run(host: BootedHost, *patterns: str, hypervisors: str = "") -> None:
     """These tests of the checkout, inside, all of them; hypervisors: tests/contract/conftest.py.
 
-    What failed while a guest died of the emulated processor is tried once more.
+    What failed is tried once more when the processor of a guest has faulted meanwhile.
     """
     files = [str(path.relative_to(ROOT)) for pattern in patterns for path in sorted(ROOT.glob(pattern))]
     argv = f"timeout -s INT -k 30 {SUITE_S:.0f} python3 -m pytest -rfEs --durations=5 {' '.join(files)}"
@@ -59,7 +59,7 @@ def run(host: BootedHost, *patterns: str, hypervisors: str = "") -> None:
 
 
 def triple_faults(host: BootedHost) -> int:
-    """How often a guest of Xen's died so.  Nothing that this project does can bring that about: the emulation of nested
-    virtualisation now and then lets a PVH guest go on with the registers of Xen.
+    """How many guests of Xen's ended so.  No test makes one; the one that was seen had registers of Xen itself, which
+    speaks for the emulation of nested virtualisation.
     """
     return int(host.run("xl dmesg 2> /dev/null | grep -c 'Triple fault'").text.strip() or 0)
