@@ -59,7 +59,7 @@ def run(host: BootedHost, *patterns: str, hypervisors: str = "") -> None:
 
 
 def triple_faults(host: BootedHost) -> int:
-    """How many guests of Xen's ended so.  No test makes one; the one that was seen had registers of Xen itself, which
-    speaks for the emulation of nested virtualisation.
+    """How many guests of Xen's ended so.  No test makes one; where nested virtualisation is emulated it comes about by
+    itself: bootedhost.GUEST_CORES.
     """
     return int(host.run("xl dmesg 2> /dev/null | grep -c 'Triple fault'").text.strip() or 0)
