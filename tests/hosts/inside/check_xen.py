@@ -154,7 +154,7 @@ def test_what_is_not_wanted_any_more_when_it_reboots_leaves_nothing(rig: xen.Xen
 
 
 @ON_BOTH
-@pytest.mark.parametrize("does,reason", [("echo o > /proc/sysrq-trigger", "shutdown"),
+@pytest.mark.parametrize("does,reason", [("poweroff -f", "shutdown"),
                                          ("echo c > /proc/sysrq-trigger", "crashed")])  # fmt: skip
 def test_how_a_guest_ended_is_told(rig: xen.XenRig, does: str, reason: str) -> None:
     spec = booted(rig)
