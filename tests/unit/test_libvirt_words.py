@@ -278,6 +278,27 @@ def test_it_is_stopping_and_no_limit_is_missed_but_not_for_long():
     assert look(90.0, going)[0] is Seen.STOPPING, "another time"
 
 
+class Empty:
+    def listAllDomains(self, flags):  # noqa: N802 - libvirt's name
+        return []
+
+
+def test_what_went_away_leaves_nothing_behind_for_another_of_its_number():
+    looking, fading, ended = eyes("xen-pv"), "a", "b"
+    settles, going = PROFILES["xen-pv"].off_settles_s, Going(from_libxl(LV.VIR_ERR_INTERNAL_ERROR))
+
+    def fades(at):
+        found = DomainSeen(fading, Seen.RUNNING, "booted", at)
+        return looking._limited(going, found, parts_of("<domain><memory>1024</memory></domain>"), 7).reason == SETTLING
+
+    assert fades(1.0) and not fades(1.0 + settles)
+    looking._settled(ended, Seen.RUNNING, "booted", 1.0)
+    assert looking._settled(ended, Seen.OFF, "unknown", 1.0) == (Seen.STOPPING, SETTLING)
+    looking.all(Empty())
+    assert fades(1.0 + settles)
+    assert looking._settled(ended, Seen.OFF, "unknown", 1.0) == (Seen.OFF, "unknown")
+
+
 class Held:
     def schedulerParameters(self):  # noqa: N802 - libvirt's name
         return {"cap": 60, "weight": 256}
