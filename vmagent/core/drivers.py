@@ -35,7 +35,8 @@ class Profile:
 
     cpu_cap: "quota" = one period and quota for the whole guest, and shares; "credit" = cap and weight of the credit
     scheduler, cap in percent of one core; "none" = this driver cannot limit, so a wish with a cap is refused.
-    off_settles_s: how long "off" may still turn out to be a reboot (Xen shows one as an end, then a new domain id).
+    off_settles_s: how long "off" may still turn out to be a reboot (Xen shows one as an end, then a new domain id);
+    longer while libvirt is at work on it.
     """
 
     name: str

@@ -115,6 +115,11 @@ def lookup(conn: libvirt.virConnect, vm: str) -> Optional[libvirt.virDomain]:
         raise
 
 
+def coming_back(domain: libvirt.virDomain) -> bool:
+    """Whether libvirt is at work on a domain that was off a moment ago, or has just been.  Errors: libvirtError."""
+    return int(domain.jobInfo()[0]) != libvirt.VIR_DOMAIN_JOB_NONE or bool(domain.isActive())
+
+
 class Eyes:
     """Looks at domains; remembers XML that cannot have changed.  The dictionaries are touched by single operations.
 
@@ -228,7 +233,7 @@ class Eyes:
             return ForeignSeen(uuid, name, seen, stranger.why)
         if seen is Seen.OFF and saved():
             seen = Seen.SAVED
-        seen, reason = self._settled(uuid, seen, reason, at)
+        seen, reason = self._settled(uuid, seen, reason, at, lambda: coming_back(domain))
         parts = self._known_parts(domain, uuid, tag.spec.limits.disk_io != DiskIo())
         told = parts.seen if self._profile.disk_serials else None
         kind = drivers.kind_of(self._profile, tag.spec.image.boot)
@@ -261,8 +266,11 @@ class Eyes:
         since = self._fading.setdefault(found.vm, found.at)
         return found.at - since < self._profile.off_settles_s
 
-    def _settled(self, uuid: str, seen: Seen, reason: str, at: float) -> Tuple[Seen, str]:
-        """An end that may be the first half of a reboot is STOPPING until the driver's time for that has passed.
+    def _settled(
+        self, uuid: str, seen: Seen, reason: str, at: float, comes_back: Callable[[], bool]
+    ) -> Tuple[Seen, str]:
+        """An end that may be the first half of a reboot is STOPPING until the driver's time for that has passed, and
+        as long after as libvirt is at work on it.
 
         It counts from the first look that saw it off: the last that saw it alive may have been a minute before.  What
         an earlier run of the agent saw alive is known by libvirt's reason: what was never started has none.
@@ -274,7 +282,8 @@ class Eyes:
             return seen, reason
         off_at = self._off_at.setdefault(uuid, at)
         may_come_back = uuid in self._alive or reason == "shutdown"
-        if may_come_back and reason not in CERTAIN_ENDS and at - off_at < self._profile.off_settles_s:
+        settles = self._profile.off_settles_s
+        if may_come_back and reason not in CERTAIN_ENDS and settles and (at - off_at < settles or comes_back()):
             return Seen.STOPPING, SETTLING
         self._alive.discard(uuid)
         return seen, reason
