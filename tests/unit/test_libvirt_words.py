@@ -14,7 +14,7 @@ from vmagent.core.model import CpuLimit, DiskIo, DomainSeen, Seen
 from vmagent.errors import Fault, FaultKind
 from vmagent.hypervisor import perform
 from vmagent.hypervisor.faults import closed, kind
-from vmagent.hypervisor.observe import CERTAIN_ENDS, SETTLING, Eyes, coming_back, held, held_by_credit, seen_of
+from vmagent.hypervisor.observe import CERTAIN_ENDS, SETTLING, Eyes, held, held_by_credit, seen_of
 
 LV = libvirt
 
@@ -137,8 +137,20 @@ def test_what_qemu_does_not_hold_is_refused(said):
     assert caught.value.kind is FaultKind.REFUSED
 
 
-def idle():
-    return False
+class Settling:
+    """What libvirt says of a domain while nobody is at work on it, or somebody is."""
+
+    def __init__(self, job=LV.VIR_DOMAIN_JOB_NONE, active=False, uuid="a"):
+        self.job, self.active, self.uuid = job, active, uuid
+
+    def UUIDString(self):  # noqa: N802 - libvirt's name
+        return self.uuid
+
+    def jobInfo(self):  # noqa: N802 - libvirt's name
+        return [self.job, *[0] * 11]
+
+    def isActive(self):  # noqa: N802 - libvirt's name
+        return self.active
 
 
 def eyes(name="xen-hvm"):
@@ -146,66 +158,53 @@ def eyes(name="xen-hvm"):
 
 
 def test_an_end_on_xen_may_still_be_a_reboot():
-    looking, vm = eyes(), building.spec().vm
+    looking, domain = eyes(), Settling()
     settles = PROFILES["xen-hvm"].off_settles_s
-    assert looking._settled(vm, Seen.RUNNING, "booted", 100.0, idle) == (Seen.RUNNING, "booted")
-    assert looking._settled(vm, Seen.OFF, "shutdown", 101.0, idle) == (Seen.STOPPING, SETTLING)
-    assert looking._settled(vm, Seen.OFF, "shutdown", 100.9 + settles, idle) == (Seen.STOPPING, SETTLING)
-    assert looking._settled(vm, Seen.OFF, "shutdown", 101.0 + settles, idle) == (Seen.OFF, "shutdown")
-    assert looking._off_at[vm] == 101.0, "that is when it ended"
+    assert looking._settled(domain, Seen.RUNNING, "booted", 100.0) == (Seen.RUNNING, "booted")
+    assert looking._settled(domain, Seen.OFF, "shutdown", 101.0) == (Seen.STOPPING, SETTLING)
+    assert looking._settled(domain, Seen.OFF, "shutdown", 100.9 + settles) == (Seen.STOPPING, SETTLING)
+    assert looking._settled(domain, Seen.OFF, "shutdown", 101.0 + settles) == (Seen.OFF, "shutdown")
+    assert looking._off_at[domain.uuid] == 101.0, "that is when it ended"
 
 
-def test_a_reboot_may_take_as_long_as_libvirt_is_at_work_on_it():
-    looking, vm = eyes(), building.spec().vm
-    after = 101.0 + PROFILES["xen-hvm"].off_settles_s
-    looking._settled(vm, Seen.OFF, "shutdown", 101.0, idle)
-    assert looking._settled(vm, Seen.OFF, "shutdown", after, lambda: True) == (Seen.STOPPING, SETTLING)
-    assert looking._settled(vm, Seen.OFF, "shutdown", after, lambda: False) == (Seen.OFF, "shutdown")
-
-
-@pytest.mark.parametrize("job,active,comes", [
-    (LV.VIR_DOMAIN_JOB_UNBOUNDED, False, True),
-    (LV.VIR_DOMAIN_JOB_NONE, True, True),  # it was ready between two questions
-    (LV.VIR_DOMAIN_JOB_NONE, False, False),
+@pytest.mark.parametrize("job,active,seen", [
+    (LV.VIR_DOMAIN_JOB_UNBOUNDED, False, (Seen.STOPPING, SETTLING)),
+    (LV.VIR_DOMAIN_JOB_NONE, True, (Seen.STOPPING, SETTLING)),  # it was ready between two questions
+    (LV.VIR_DOMAIN_JOB_NONE, False, (Seen.OFF, "shutdown")),
 ])  # fmt: skip
-def test_libvirt_itself_says_whether_a_domain_comes_back(job, active, comes):
-    class Domain:
-        def jobInfo(self):  # noqa: N802 - libvirt's name
-            return [job, *[0] * 11]
-
-        def isActive(self):  # noqa: N802 - libvirt's name
-            return active
-
-    assert coming_back(Domain()) is comes
+def test_a_reboot_may_take_as_long_as_libvirt_is_at_work_on_it(job, active, seen):
+    looking, domain = eyes(), Settling(job, active)
+    looking._settled(domain, Seen.OFF, "shutdown", 101.0)
+    assert looking._settled(domain, Seen.OFF, "shutdown", 101.0 + PROFILES["xen-hvm"].off_settles_s) == seen
 
 
 def test_an_end_is_waited_for_from_the_first_look_that_saw_it():
     """The last look that saw it alive may be a minute old."""
-    looking, vm = eyes(), building.spec().vm
-    looking._settled(vm, Seen.RUNNING, "booted", 100.0, idle)
-    assert looking._settled(vm, Seen.OFF, "unknown", 160.0, idle) == (Seen.STOPPING, SETTLING)
-    assert looking._settled(vm, Seen.RUNNING, "booted", 166.0, idle) == (Seen.RUNNING, "booted")
-    assert looking._settled(vm, Seen.OFF, "shutdown", 300.0, idle) == (Seen.STOPPING, SETTLING)
+    looking, domain = eyes(), Settling()
+    looking._settled(domain, Seen.RUNNING, "booted", 100.0)
+    assert looking._settled(domain, Seen.OFF, "unknown", 160.0) == (Seen.STOPPING, SETTLING)
+    assert looking._settled(domain, Seen.RUNNING, "booted", 166.0) == (Seen.RUNNING, "booted")
+    assert looking._settled(domain, Seen.OFF, "shutdown", 300.0) == (Seen.STOPPING, SETTLING)
 
 
 def test_a_reboot_that_began_before_the_agent_did_is_no_end_either():
-    looking, vm = eyes(), building.spec().vm
-    assert looking._settled(vm, Seen.OFF, "shutdown", 100.0, idle) == (Seen.STOPPING, SETTLING)
+    looking, domain = eyes(), Settling()
+    assert looking._settled(domain, Seen.OFF, "shutdown", 100.0) == (Seen.STOPPING, SETTLING)
 
 
 @pytest.mark.parametrize("reason", CERTAIN_ENDS)
 def test_a_certain_end_does_not_wait(reason):
-    looking, vm = eyes(), building.spec().vm
-    looking._settled(vm, Seen.RUNNING, "booted", 100.0, idle)
-    assert looking._settled(vm, Seen.OFF, reason, 101.0, idle) == (Seen.OFF, reason)
+    looking, domain = eyes(), Settling()
+    looking._settled(domain, Seen.RUNNING, "booted", 100.0)
+    assert looking._settled(domain, Seen.OFF, reason, 101.0) == (Seen.OFF, reason)
 
 
 def test_what_was_never_alive_is_off_at_once_and_elsewhere_too():
-    vm = building.spec().vm
-    assert eyes()._settled(vm, Seen.OFF, "unknown", 100.0, idle) == (Seen.OFF, "unknown")
+    domain = Settling()
+    assert eyes()._settled(domain, Seen.OFF, "unknown", 100.0) == (Seen.OFF, "unknown")
     kvm = eyes("kvm")
-    kvm._settled(vm, Seen.RUNNING, "booted", 100.0, idle)
-    assert kvm._settled(vm, Seen.OFF, "shutdown", 100.1, idle) == (Seen.OFF, "shutdown")
+    kvm._settled(domain, Seen.RUNNING, "booted", 100.0)
+    assert kvm._settled(domain, Seen.OFF, "shutdown", 100.1) == (Seen.OFF, "shutdown")
 
 
 class Described:
@@ -312,7 +311,7 @@ class Empty:
 
 
 def test_what_went_away_leaves_nothing_behind_for_another_of_its_number():
-    looking, fading, ended = eyes("xen-pv"), "a", "b"
+    looking, fading, ended = eyes("xen-pv"), "a", Settling(uuid="b")
     settles, going = PROFILES["xen-pv"].off_settles_s, Going(from_libxl(LV.VIR_ERR_INTERNAL_ERROR))
 
     def fades(at):
@@ -320,11 +319,11 @@ def test_what_went_away_leaves_nothing_behind_for_another_of_its_number():
         return looking._limited(going, found, parts_of("<domain><memory>1024</memory></domain>"), 7).reason == SETTLING
 
     assert fades(1.0) and not fades(1.0 + settles)
-    looking._settled(ended, Seen.RUNNING, "booted", 1.0, idle)
-    assert looking._settled(ended, Seen.OFF, "unknown", 1.0, idle) == (Seen.STOPPING, SETTLING)
+    looking._settled(ended, Seen.RUNNING, "booted", 1.0)
+    assert looking._settled(ended, Seen.OFF, "unknown", 1.0) == (Seen.STOPPING, SETTLING)
     looking.all(Empty())
     assert fades(1.0 + settles)
-    assert looking._settled(ended, Seen.OFF, "unknown", 1.0, idle) == (Seen.OFF, "unknown")
+    assert looking._settled(ended, Seen.OFF, "unknown", 1.0) == (Seen.OFF, "unknown")
 
 
 class Held:

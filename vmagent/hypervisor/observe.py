@@ -233,7 +233,7 @@ class Eyes:
             return ForeignSeen(uuid, name, seen, stranger.why)
         if seen is Seen.OFF and saved():
             seen = Seen.SAVED
-        seen, reason = self._settled(uuid, seen, reason, at, lambda: coming_back(domain))
+        seen, reason = self._settled(domain, seen, reason, at)
         parts = self._known_parts(domain, uuid, tag.spec.limits.disk_io != DiskIo())
         told = parts.seen if self._profile.disk_serials else None
         kind = drivers.kind_of(self._profile, tag.spec.image.boot)
@@ -266,15 +266,14 @@ class Eyes:
         since = self._fading.setdefault(found.vm, found.at)
         return found.at - since < self._profile.off_settles_s
 
-    def _settled(
-        self, uuid: str, seen: Seen, reason: str, at: float, comes_back: Callable[[], bool]
-    ) -> Tuple[Seen, str]:
+    def _settled(self, domain: libvirt.virDomain, seen: Seen, reason: str, at: float) -> Tuple[Seen, str]:
         """An end that may be the first half of a reboot is STOPPING until the driver's time for that has passed, and
         as long after as libvirt is at work on it.
 
         It counts from the first look that saw it off: the last that saw it alive may have been a minute before.  What
         an earlier run of the agent saw alive is known by libvirt's reason: what was never started has none.
         """
+        uuid = domain.UUIDString()
         if seen is not Seen.OFF:
             self._off_at.pop(uuid, None)
             if seen in LIVE:
@@ -283,7 +282,7 @@ class Eyes:
         off_at = self._off_at.setdefault(uuid, at)
         may_come_back = uuid in self._alive or reason == "shutdown"
         settles = self._profile.off_settles_s
-        if may_come_back and reason not in CERTAIN_ENDS and settles and (at - off_at < settles or comes_back()):
+        if may_come_back and reason not in CERTAIN_ENDS and settles and (at - off_at < settles or coming_back(domain)):
             return Seen.STOPPING, SETTLING
         self._alive.discard(uuid)
         return seen, reason
