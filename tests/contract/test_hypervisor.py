@@ -77,7 +77,7 @@ def test_one_life(rig):
     rig.do(Do.DEFINE, spec)
     defined = rig.see(spec)
     assert (defined.seen, defined.tag, defined.name) == (Seen.OFF, rig.tag(spec), domain_name(spec.vm))
-    assert defined.disks == rig.profile.disk_names
+    assert (defined.disks, defined.cpu_by) == (rig.profile.disk_names, rig.profile.cpu_cap)
     assert (defined.cpu, defined.weight, defined.memory_mib, defined.memory_max_mib, defined.disk_io) == (None,) * 5
 
     rig.do(Do.START_PAUSED, spec)

@@ -392,14 +392,13 @@ class FakeHypervisor:
     def _look(self, domain: FakeDomain) -> DomainSeen:
         at, tag = self._seconds(), domain.tag
         seen = DomainSeen(domain.uuid, domain.seen, domain.reason, at, tag, domain.name, disks=_targets(domain.disks),
-                          disks_seen=_seen(domain.disks))
+                          disks_seen=_seen(domain.disks), cpu_by="quota" if self._cpu_caps else "none")
         if domain.seen not in LIVE:
             return seen
         return dataclasses.replace(
             seen,
             cpu=domain.cpu if self._cpu_caps else None,
             weight=domain.weight if self._cpu_caps else None,
-            cpu_by="quota" if self._cpu_caps else "none",
             memory_mib=domain.memory_mib,
             memory_max_mib=domain.memory_mib,
             disk_io=domain.disk_io if self._disk_io else None,
